@@ -1,0 +1,48 @@
+// Fork-join threads for one token step: phases are microseconds apart, so workers spin before they sleep.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace hotset {
+
+// n threads in all: the caller is thread 0. Workers are pinned to the CPUs the process may use (if pin).
+// run() is not reentrant and belongs to one caller at a time. Workers spin for about 50 us after a phase (less
+// when there are more threads than CPUs), then sleep on a futex, so an idle engine uses no CPU.
+class ThreadPool {
+ public:
+  explicit ThreadPool(size_t threads, bool pin = true);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  size_t size() const;
+
+  // Calls fn(ctx, thread) on every thread and returns when all have returned. An exception of the lowest
+  // thread is rethrown.
+  using Fn = void (*)(void* ctx, size_t thread);
+  void run(Fn fn, void* ctx);
+
+  // Calls body(begin, end, thread) over [0, n) in chunks of `grain`, taken dynamically.
+  template <class Body>
+  void parallel_for(size_t n, size_t grain, Body&& body) {
+    if (n == 0) return;
+    if (size() == 1 || n <= grain) { body(size_t{0}, n, size_t{0}); return; }
+    struct Ctx { Body& body; std::atomic<size_t> next; size_t n, grain; } ctx{body, {0}, n, grain};
+    run([](void* p, size_t thread) {
+      auto& c = *static_cast<Ctx*>(p);
+      for (;;) {
+        size_t b = c.next.fetch_add(c.grain, std::memory_order_relaxed);
+        if (b >= c.n) return;
+        c.body(b, b + c.grain < c.n ? b + c.grain : c.n, thread);
+      }
+    }, &ctx);
+  }
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace hotset

@@ -1,0 +1,40 @@
+// Turns one row of logits into a token. One Sampler per sequence; it carries the counts for the penalties and
+// the random stream, so the same seed gives the same text whatever the batch or the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace hotset::sampling {
+
+// Order, as in transformers and llama.cpp: logit bias, repetition, presence/frequency, temperature, top-k, top-p, min-p.
+struct SamplingParams {
+  float temperature = 1.0f;        // 0 = greedy
+  int32_t top_k = 0;               // 0 = off
+  float top_p = 1.0f, min_p = 0.0f;
+  float repetition_penalty = 1.0f; // > 0 divides, < 0 multiplies (CTRL, arXiv:1909.05858); over prompt and output
+  float presence_penalty = 0.0f, frequency_penalty = 0.0f;   // OpenAI's definition: over the output only
+  std::vector<std::pair<int32_t, float>> logit_bias;
+};
+
+class Sampler {
+ public:
+  Sampler(const SamplingParams& params, uint64_t seed, const kernels::Kernels& k);
+  void accept_prompt(std::span<const int32_t> tokens);
+  // Picks a token and counts it. `mask`: one bit per token (1 = allowed), may be null. logits is not changed.
+  // Returns the token; *logprob = log softmax of the unmodified logits at it.
+  int32_t sample(std::span<const float> logits, const uint32_t* mask, float* logprob);
+
+ private:
+  SamplingParams params_;
+  const kernels::Kernels& k_;
+  uint64_t state_[4];              // xoshiro256** seeded with splitmix64
+  std::vector<int32_t> prompt_count_, output_count_;   // grown to vocab on first use
+  std::vector<float> work_;
+};
+
+}  // namespace hotset::sampling

@@ -1,0 +1,154 @@
+"""The native core as Python sees it. Shapes in brackets; the GIL is released in everything that computes."""
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+compiler: str
+
+# --- host -------------------------------------------------------------------------------------------
+class IsaInfo:
+    name: str
+    description: str
+    compiled: bool
+    supported: bool
+
+def isa_list() -> list[IsaInfo]: ...
+def select_isa(name: str | None = None) -> str:
+    """Name of the kernels that `name` (or HOTSET_ISA, or the best supported) selects. Raises HostError."""
+
+def cpu_info() -> dict[str, object]:
+    """model, features (list), allowed_cpus (list), l1d_bytes, l2_bytes, l3_bytes."""
+
+def io_info() -> dict[str, bool]:
+    """io_uring_compiled, io_uring_works."""
+
+def memory_bandwidth(threads: int, megabytes: int, seconds: float) -> float:
+    """Sequential read rate of huge-page memory in bytes/s, streamed the way the kernels do."""
+
+def drive_read(path: str, block_bytes: int, depth: int, backend: str, random: bool, seconds: float) -> dict[str, float]:
+    """bytes_per_s, reads_per_s, cpu_us_per_read, of direct reads within an existing file."""
+
+def crc32c(data: bytes | memoryview | NDArray[np.uint8], crc: int = 0) -> int: ...
+
+# --- weight formats: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1" --------------------------------------
+def packed_bytes(fmt: str, rows: int, cols: int) -> int: ...
+def encode(fmt: str, weights: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 0) -> tuple[float, float, float]:
+    """Packs weights [rows, cols] into out [packed_bytes]; returns sums (squared error, squared weight), max abs error."""
+
+def repack_ggml(fmt: str, src: NDArray[np.uint8], rows: int, cols: int, out: NDArray[np.uint8], threads: int = 0) -> None:
+    """GGUF blocks, row-major, to the packed layout; every value unchanged."""
+
+def decode(fmt: str, packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]: ...
+
+# --- single kernels, for tests and micro benchmarks ----------------------------------------------------
+def matmul(isa: str, fmt: str, packed: NDArray[np.uint8], rows: int, cols: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x [tokens, cols] -> [tokens, rows], one thread, tiles of 16 tokens."""
+
+def quantize_q8(isa: str, x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """x [cols] -> codes [groups * 32], scales [groups]."""
+
+def norm(isa: str, kind: str, x: NDArray[np.float32], w: NDArray[np.float32] | None, b: NDArray[np.float32] | None, eps: float) -> NDArray[np.float32]: ...
+def activate(isa: str, name: str, threshold: float, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def glu(isa: str, gate_act: str, up_act: str, gate: NDArray[np.float32], up: NDArray[np.float32], gate_threshold: float = 0, up_threshold: float = 0) -> NDArray[np.float32]: ...
+def rope(isa: str, cos: NDArray[np.float32], sin: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]: ...
+def attend(isa: str, kv: str, q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32], lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.float32]:
+    """One KV head: q [n, hd] (already scaled), k and v [tokens, hd] -> [n, hd]; goes through KV pages of type `kv`."""
+
+def logsumexp(isa: str, x: NDArray[np.float32]) -> tuple[float, float]: ...
+def argmax(isa: str, x: NDArray[np.float32]) -> int: ...
+
+# --- model ------------------------------------------------------------------------------------------
+class TensorRef:
+    """Where one weight lies. role: see docs/reference/store.md; layer -1 for tensors of the whole model."""
+
+    def __init__(self, role: str, layer: int, path: str, offset: int, bytes: int, fmt: str, rows: int, cols: int) -> None: ...
+
+class Engine:
+    """One loaded model, its threads and its KV cache. One step at a time; not for use by two threads at once.
+
+    desc: the fields of ModelDesc (native/model/descriptor.h) as a dict; enums as strings; `ropes` and `layers` as lists
+        of dicts.
+    kv_tokens: tokens the KV cache can hold in all, rounded up to pages of 64; memory comes on first use.
+    load: "read" (direct reads into huge pages), "mmap", or "auto".
+    Raises UsageError, FormatError (wrong role, shape), StorageError, MemoryBudgetError, HostError.
+    """
+
+    def __init__(
+        self,
+        desc: dict[str, object],
+        tensors: Seq[TensorRef],
+        *,
+        threads: int = 0,
+        kv_type: str = "f16",
+        kv_tokens: int = 4096,
+        max_step_tokens: int = 512,
+        load: str = "auto",
+        isa: str | None = None,
+        pin: bool = True,
+    ) -> None: ...
+    def sequence_new(self) -> int: ...
+    def sequence_fork(self, seq: int) -> int:
+        """A new sequence that shares all pages; a shared page is copied when written."""
+
+    def sequence_free(self, seq: int) -> None: ...
+    def sequence_truncate(self, seq: int, tokens: int) -> None: ...
+    def sequence_length(self, seq: int) -> int: ...
+    def kv_free_tokens(self) -> int: ...
+    def step(
+        self,
+        seqs: NDArray[np.int32],
+        counts: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        want: NDArray[np.uint8],
+        rope_lengths: NDArray[np.int64] | None = None,
+    ) -> int:
+        """Appends counts[i] tokens to sequence seqs[i] (tokens concatenated) and computes logits.
+
+        want[i]: 0 = none, 1 = after the last token, 2 = after every token. rope_lengths[i]: final known length of the
+        sequence, for dynamic RoPE (default: length after this step). Returns the number of logit rows, in input order.
+        Any number of tokens up to max_step_tokens. Nothing is appended if it raises (Ctrl-C between layers included).
+        """
+
+    def logits(self) -> NDArray[np.float32]:
+        """[rows, vocab] of the last step; a view that the next step overwrites."""
+
+    def token_logprobs(self, targets: NDArray[np.int32]) -> NDArray[np.float32]:
+        """log softmax(logits[i])[targets[i]] for every row of the last step."""
+
+    def top_logprobs(self, row: int, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]: ...
+    def cancel(self) -> None:
+        """Makes the running step, if any, raise KeyboardInterrupt before its next layer. From any thread."""
+
+    def set_threads(self, threads: int) -> None: ...
+    def warm(self) -> None:
+        """Touches all weights (mmap) so that the first token does not wait for the drive."""
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_read, bytes_per_token."""
+
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+class Sampler:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: dict[int, float] | None = None,
+    ) -> None: ...
+    def accept_prompt(self, tokens: NDArray[np.int32]) -> None: ...
+    def sample(self, engine: Engine, row: int, mask: NDArray[np.uint32] | None = None) -> tuple[int, float]: ...
+    def sample_logits(self, logits: NDArray[np.float32], mask: NDArray[np.uint32] | None = None) -> tuple[int, float]: ...
