@@ -9,13 +9,20 @@ namespace hotset {
 
 struct CpuFeatures {
   bool avx2 = false, fma = false, f16c = false;
-  bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false, avx512vnni = false, avx512bf16 = false;
+  bool avx512f = false, avx512bw = false, avx512vl = false, avx512dq = false, avx512vnni = false,
+       avx512bf16 = false;
   bool avx_vnni = false;
+  bool crc32c = false;  // SSE4.2's or ARM's CRC instruction
   bool neon = false, dotprod = false, i8mm = false, sve = false;
 };
-const CpuFeatures& cpu_features();          // includes the operating system's support for the registers (xgetbv)
-std::string cpu_model();                    // "AMD EPYC", ...
-std::vector<int> allowed_cpus();            // sched_getaffinity, and no more than the cgroup's CPU quota allows
-size_t cache_bytes(int level);              // L1d, L2, L3 of cpu 0; 0 if unknown
+const CpuFeatures& cpu_features();  // includes the operating system's support for the registers (xgetbv)
+std::string cpu_model();            // "AMD EPYC", ...
+// CPUs of sched_getaffinity, one of each core first, and no more of them than the cgroup's CPU quota (rounded
+// up).
+std::vector<int> allowed_cpus();
+// CPUs' worth of time that the cgroups (v1 or v2) of this process grant; 0 = no limit.
+double cgroup_cpu_quota(const std::string& membership = "/proc/self/cgroup",
+                        const std::string& mount = "/sys/fs/cgroup");
+size_t cache_bytes(int level);  // L1d, L2, L3 of cpu 0; 0 if unknown
 
 }  // namespace hotset

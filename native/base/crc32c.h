@@ -6,6 +6,6 @@
 
 namespace hotset {
 
-uint32_t crc32c(const void* data, size_t bytes, uint32_t crc = 0);   // chainable: crc32c(b, n, crc32c(a, m))
+uint32_t crc32c(const void* data, size_t bytes, uint32_t crc = 0);  // chainable: crc32c(b, n, crc32c(a, m))
 
 }  // namespace hotset

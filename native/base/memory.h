@@ -7,11 +7,12 @@
 
 namespace hotset {
 
-// Owns an anonymous mapping, zero-filled, aligned to 2 MiB if >= 2 MiB (else to a page). Pages come on first touch.
+// Owns an anonymous mapping, zero-filled, aligned to 2 MiB if >= 2 MiB (else to a page). Pages come on first
+// touch.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes, bool huge_pages = true);   // throws OutOfMemory
+  explicit Buffer(size_t bytes, bool huge_pages = true);  // throws OutOfMemory
   ~Buffer();
   Buffer(Buffer&&) noexcept;
   Buffer& operator=(Buffer&&) noexcept;

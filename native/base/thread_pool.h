@@ -10,8 +10,8 @@
 namespace hotset {
 
 // n threads in all: the caller is thread 0. Workers are pinned to the CPUs the process may use (if pin).
-// run() is not reentrant and belongs to one caller at a time. Workers spin for about 50 us after a phase (less
-// when there are more threads than CPUs), then sleep on a futex, so an idle engine uses no CPU.
+// run() is not reentrant and belongs to one caller at a time. Workers spin for about 50 us after a phase
+// (less when there are more threads than CPUs), then sleep on a futex, so an idle engine uses no CPU.
 class ThreadPool {
  public:
   explicit ThreadPool(size_t threads, bool pin = true);
@@ -28,16 +28,25 @@ class ThreadPool {
   template <class Body>
   void parallel_for(size_t n, size_t grain, Body&& body) {
     if (n == 0) return;
-    if (size() == 1 || n <= grain) { body(size_t{0}, n, size_t{0}); return; }
-    struct Ctx { Body& body; std::atomic<size_t> next; size_t n, grain; } ctx{body, {0}, n, grain};
-    run([](void* p, size_t thread) {
-      auto& c = *static_cast<Ctx*>(p);
-      for (;;) {
-        size_t b = c.next.fetch_add(c.grain, std::memory_order_relaxed);
-        if (b >= c.n) return;
-        c.body(b, b + c.grain < c.n ? b + c.grain : c.n, thread);
-      }
-    }, &ctx);
+    if (size() == 1 || n <= grain) {
+      body(size_t{0}, n, size_t{0});
+      return;
+    }
+    struct Ctx {
+      Body& body;
+      std::atomic<size_t> next;
+      size_t n, grain;
+    } ctx{body, {0}, n, grain};
+    run(
+        [](void* p, size_t thread) {
+          auto& c = *static_cast<Ctx*>(p);
+          for (;;) {
+            size_t b = c.next.fetch_add(c.grain, std::memory_order_relaxed);
+            if (b >= c.n) return;
+            c.body(b, b + c.grain < c.n ? b + c.grain : c.n, thread);
+          }
+        },
+        &ctx);
   }
 
  private:
