@@ -1,0 +1,100 @@
+# hotset: everything a developer runs. `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+JOBS ?= $(shell nproc)
+MODEL ?= smollm2-135m-instruct
+PROMPT ?= Why is the sky blue?
+TORCH := torch==2.13.0
+
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+ifneq ($(shell command -v ccache),)
+export CMAKE_CXX_COMPILER_LAUNCHER := ccache
+endif
+
+NATIVE := CMakeLists.txt pyproject.toml $(shell find native tests/native -name '*.cc' -o -name '*.h' 2>/dev/null)
+PACKAGE := $(NATIVE) $(shell find src -name '*.py')
+CXX_FILES = $(shell git ls-files -co --exclude-standard 'native/*.cc' 'native/*.h' 'tests/native/*.cc' 'tests/native/*.h')
+PY_DIRS := src tests scripts bench
+
+.PHONY: help demo dev test lint format native-test py-test test-full test-arm sanitize bench-dense report clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# --- environments: a stamp file says what is up to date ------------------------------------------------
+$(BIN)/python:
+	@scripts/bootstrap.sh $(VENV)
+
+$(VENV)/installed: $(PACKAGE) | $(BIN)/python
+	@echo "building and installing hotset into $(VENV)"
+	@$(PIP) .
+	@touch $@
+
+# Editable: Python is used in place, and one build tree serves the extension and the native tests.
+$(VENV)/dev: $(NATIVE) | $(BIN)/python
+	@echo "building hotset for development in build/dev"
+	@$(PIP) $$($(BIN)/python scripts/requirements.py dev)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --no-deps -Cbuild-dir=build/dev \
+	  -Ccmake.define.HOTSET_NATIVE_TESTS=ON -e .
+	@touch $@
+
+dev: $(VENV)/dev  ## the development environment in .venv
+
+demo: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build, get a real model, let it answer
+	@$(BIN)/hotset pull $(MODEL)
+	@$(BIN)/hotset run $(MODEL) "$(PROMPT)" --max-tokens 128
+
+# --- tests ---------------------------------------------------------------------------------------------
+test: lint native-test py-test  ## all checks and tests of a commit; pytest's summary comes last
+
+lint: $(VENV)/dev  ## ruff, mypy, clang-format, direction of imports
+	$(BIN)/ruff check $(PY_DIRS)
+	$(BIN)/ruff format --check --quiet $(PY_DIRS)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/python scripts/check_imports.py
+
+format: $(VENV)/dev  ## rewrite the sources in the house format
+	$(BIN)/ruff check --quiet --fix $(PY_DIRS) || true
+	$(BIN)/ruff format --quiet $(PY_DIRS)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+native-test: $(VENV)/dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/dev --output-on-failure --no-tests=error
+
+py-test: $(VENV)/dev
+	$(BIN)/python -m pytest -m "not full"
+
+# Live comparison with PyTorch and transformers, in an environment of its own.
+build/full-venv/ready: $(NATIVE)
+	@scripts/bootstrap.sh build/full-venv
+	@build/full-venv/bin/pip install --quiet --disable-pip-version-check $(TORCH) \
+	  $$(build/full-venv/bin/python scripts/requirements.py dev peers)
+	@PATH="$(CURDIR)/build/full-venv/bin:$$PATH" build/full-venv/bin/pip install --quiet --no-build-isolation --no-deps \
+	  -Cbuild-dir=build/full -e .
+	@touch $@
+
+test-full: build/full-venv/ready  ## every test, the slow ones and those against transformers included
+	build/full-venv/bin/python -m pytest
+
+test-arm: $(VENV)/dev  ## native tests for aarch64 under qemu
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/test_arm.sh build/arm
+
+sanitize: $(VENV)/dev  ## native tests under address, undefined-behaviour and thread sanitizers
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/sanitize.sh build
+
+# --- measurements --------------------------------------------------------------------------------------
+bench-dense: $(VENV)/dev  ## hotset and llama.cpp on the same weights, in turn
+	$(BIN)/python -m bench.dense
+
+report: $(VENV)/dev  ## tables from bench/results
+	$(BIN)/python -m bench.report
+
+clean:  ## remove builds and the environment
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
