@@ -1,0 +1,26 @@
+"""Weight formats by their native names, and the choice of one for each class of tensors."""
+
+from hotset.quant.formats import (
+    COL_BLOCK,
+    FORMATS,
+    GGML_TYPES,
+    ROW_BLOCK,
+    Format,
+    format_named,
+    packed_bytes,
+)
+from hotset.quant.plan import CLASSES, HF_DEFAULT, QuantPlan, parse_quant
+
+__all__ = [
+    "CLASSES",
+    "COL_BLOCK",
+    "FORMATS",
+    "GGML_TYPES",
+    "HF_DEFAULT",
+    "ROW_BLOCK",
+    "Format",
+    "QuantPlan",
+    "format_named",
+    "packed_bytes",
+    "parse_quant",
+]
