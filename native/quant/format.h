@@ -3,7 +3,8 @@
 // A matrix W of `rows` x `cols` (row i dots with the input; out = W x) is stored as row blocks of 16
 // rows; inside a row block the columns come in column blocks, so that one SIMD lane is one row, no
 // kernel needs a horizontal sum, and every ISA from 128 to 512 bits reads the same bytes.
-// Rows are padded to a multiple of 16 and columns to a multiple of 64 with weights that decode to 0.
+// Rows are padded to a multiple of 16 and columns to a multiple of 64 with weights that decode to 0 (in q4_1, those
+// that share a group with a real column decode to its offset: activations are zero there, so nothing changes).
 //
 //   packed matrix = row_block[ceil(rows/16)], row_block = col_block[ceil(cols/64)]
 //   col_block (16 rows x 64 columns; g = group of 32 columns, 0 or 1; r = row in block, 0..15)
