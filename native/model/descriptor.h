@@ -10,7 +10,7 @@
 namespace hotset::model {
 
 enum class NormKind : uint8_t { rms, layer };
-enum class QkNorm : uint8_t { none, per_head, full };   // full: over all heads together (OLMo 2)
+enum class QkNorm : uint8_t { none, per_head, full };  // full: over all heads together (OLMo 2)
 
 // One set of rotary frequencies. cos/sin(position * inv_freq) * attention_factor, halves paired.
 struct RopeDesc {
@@ -22,24 +22,24 @@ struct RopeDesc {
 };
 
 struct LayerDesc {
-  int64_t window = 0;   // tokens a query may look back, itself included; 0 = all
-  int rope = -1;        // index into ModelDesc::ropes; -1 = no rotation
+  int64_t window = 0;  // tokens a query may look back, itself included; 0 = all
+  int rope = -1;       // index into ModelDesc::ropes; -1 = no rotation
 };
 
 struct ModelDesc {
   int64_t hidden = 0, vocab = 0, ffn = 0;
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
-  int64_t context = 0;                     // the model's own limit
+  int64_t context = 0;  // the model's own limit
   NormKind norm = NormKind::rms;
-  float norm_eps = 1e-5f, norm_offset = 0.0f;   // offset: Gemma's (1 + w)
+  float norm_eps = 1e-5f, norm_offset = 0.0f;  // offset: Gemma's (1 + w)
   QkNorm qk_norm = QkNorm::none;
-  float attention_scale = 0.0f;            // multiplies q.k
+  float attention_scale = 0.0f;  // multiplies q.k
   float embedding_scale = 1.0f, logit_scale = 1.0f, logit_softcap = 0.0f, residual_scale = 1.0f;
-  int64_t position_offset = -1;            // >= 0: learned positions, row = position + offset (OPT: 2)
-  bool gated = true;                       // down(f(gate) * h(up)) or down(f(up))
-  kernels::Activation act_gate = kernels::Activation::silu;   // f
-  kernels::Activation act_up = kernels::Activation::none;     // h; for a plain FFN unused
-  float gate_threshold = 0.0f, up_threshold = 0.0f;           // of shifted_relu
+  int64_t position_offset = -1;  // >= 0: learned positions, row = position + offset (OPT: 2)
+  bool gated = true;             // down(f(gate) * h(up)) or down(f(up))
+  kernels::Activation act_gate = kernels::Activation::silu;  // f
+  kernels::Activation act_up = kernels::Activation::none;    // h; for a plain FFN unused
+  float gate_threshold = 0.0f, up_threshold = 0.0f;          // of shifted_relu
   std::vector<RopeDesc> ropes;
   std::vector<LayerDesc> layers;
 };

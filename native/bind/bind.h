@@ -1,0 +1,12 @@
+// One function per area; module.cc calls them.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_host(nb::module_& m);
+void bind_quant(nb::module_& m);
+void bind_kernels(nb::module_& m);
+void bind_engine(nb::module_& m);
+void bind_sampler(nb::module_& m);

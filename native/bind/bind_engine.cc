@@ -1,0 +1,157 @@
+// TensorRef and Engine. Converts, releases the GIL, and lets Ctrl-C through between layers.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+
+#include "base/error.h"
+#include "bind/bind.h"
+#include "bind/descriptor.h"
+#include "model/engine.h"
+
+namespace {
+
+using hotset::InvalidArgument;
+using hotset::model::Engine;
+using hotset::model::EngineOptions;
+using hotset::model::TensorRef;
+
+template <class T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+std::span<const T> span(const Array<T>& a) {
+  return {a.data(), a.shape(0)};
+}
+
+template <class T>
+nb::ndarray<nb::numpy, T> own(std::vector<T> values, std::vector<size_t> shape) {
+  auto* kept = new std::vector<T>(std::move(values));
+  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::ndarray<nb::numpy, T>(kept->data(), shape.size(), shape.data(), owner);
+}
+
+void make_tensor_ref(TensorRef* self, std::string role, int64_t layer, std::string path, uint64_t offset,
+                     uint64_t bytes, const std::string& fmt, int64_t rows, int64_t cols) {
+  const auto format = hotset::quant::parse_format(fmt);
+  if (!format) throw InvalidArgument("no weight format '" + fmt + "'");
+  new (self) TensorRef{std::move(role), layer, std::move(path), offset, bytes, *format, rows, cols};
+}
+
+void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef>& tensors, size_t threads,
+                 const std::string& kv_type, size_t kv_tokens, size_t max_step_tokens,
+                 const std::string& load, const std::optional<std::string>& isa, bool pin) {
+  using hotset::kernels::KvType;
+  using hotset::model::LoadMode;
+  if (kv_type != "f16" && kv_type != "int8")
+    throw InvalidArgument("kv_type is '" + kv_type + "', wanted f16 or int8");
+  if (load != "auto" && load != "read" && load != "mmap")
+    throw InvalidArgument("load is '" + load + "', wanted auto, read or mmap");
+  const EngineOptions options{threads,
+                              kv_type == "f16" ? KvType::f16 : KvType::int8,
+                              kv_tokens,
+                              max_step_tokens,
+                              load == "mmap" ? LoadMode::mmap : LoadMode::read,
+                              isa ? isa->c_str() : nullptr,
+                              pin};
+  auto model = hotset::bind::model_desc(desc);
+  nb::gil_scoped_release release;
+  new (self) Engine(std::move(model), tensors, options);
+}
+
+// Runs in the middle of a step, without the GIL.
+void check_signals() {
+  nb::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
+
+size_t step(Engine& e, const Array<int32_t>& seqs, const Array<int32_t>& counts, const Array<int32_t>& tokens,
+            const Array<uint8_t>& want, const std::optional<Array<int64_t>>& rope_lengths) {
+  const auto lengths = rope_lengths ? span(*rope_lengths) : std::span<const int64_t>{};
+  nb::gil_scoped_release release;
+  return e.step(span(seqs), span(counts), span(tokens), span(want), lengths, check_signals);
+}
+
+nb::ndarray<nb::numpy, const float> logits(nb::handle_t<Engine> self) {
+  const Engine& e = nb::cast<const Engine&>(self);
+  const size_t shape[] = {e.logit_rows(), static_cast<size_t>(e.desc().vocab)};
+  const int64_t strides[] = {static_cast<int64_t>(e.logits().ld), 1};
+  return nb::ndarray<nb::numpy, const float>(e.logits().data, 2, shape, self, strides);
+}
+
+nb::ndarray<nb::numpy, float> token_logprobs(Engine& e, const Array<int32_t>& targets) {
+  std::vector<float> out(targets.shape(0));
+  {
+    nb::gil_scoped_release release;
+    e.token_logprobs(span(targets), out);
+  }
+  const size_t n = out.size();
+  return own(std::move(out), {n});
+}
+
+nb::tuple top_logprobs(const Engine& e, size_t row, size_t n) {
+  const auto x = e.logits(row);
+  n = std::min(n, x.size());
+  std::vector<int32_t> order(x.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + n, order.end(),
+                    [&](int32_t a, int32_t b) { return x[a] != x[b] ? x[a] > x[b] : a < b; });
+  order.resize(n);
+  float max, lse;
+  e.kernels().logsumexp(x.data(), x.size(), &max, &lse);
+  std::vector<float> values(n);
+  for (size_t i = 0; i < n; ++i) values[i] = x[order[i]] - lse;
+  return nb::make_tuple(own(std::move(order), {n}), own(std::move(values), {n}));
+}
+
+nb::dict stats(const Engine& e) {
+  const auto s = e.stats();
+  nb::dict d;
+  d["weight_bytes"] = s.weight_bytes;
+  d["kv_bytes_used"] = s.kv_bytes_used;
+  d["kv_bytes_reserved"] = s.kv_bytes_reserved;
+  d["scratch_bytes"] = s.scratch_bytes;
+  d["bytes_per_token"] = s.bytes_per_token;
+  d["load_seconds"] = s.load_seconds;
+  return d;
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  nb::class_<TensorRef>(m, "TensorRef")
+      .def("__init__", &make_tensor_ref, nb::arg("role"), nb::arg("layer"), nb::arg("path"),
+           nb::arg("offset"), nb::arg("bytes"), nb::arg("fmt"), nb::arg("rows"), nb::arg("cols"));
+
+  nb::class_<Engine>(m, "Engine")
+      .def("__init__", &make_engine, nb::arg("desc"), nb::arg("tensors"), nb::kw_only(),
+           nb::arg("threads") = 0, nb::arg("kv_type") = "f16", nb::arg("kv_tokens") = 4096,
+           nb::arg("max_step_tokens") = 512, nb::arg("load") = "auto", nb::arg("isa") = nb::none(),
+           nb::arg("pin") = true)
+      .def("sequence_new", [](Engine& e) { return e.kv().create(); })
+      .def(
+          "sequence_fork", [](Engine& e, int32_t seq) { return e.kv().fork(seq); }, nb::arg("seq"))
+      .def(
+          "sequence_free", [](Engine& e, int32_t seq) { e.kv().release(seq); }, nb::arg("seq"))
+      .def(
+          "sequence_truncate", [](Engine& e, int32_t seq, size_t n) { e.kv().truncate(seq, n); },
+          nb::arg("seq"), nb::arg("tokens"))
+      .def(
+          "sequence_length", [](Engine& e, int32_t seq) { return e.kv().length(seq); }, nb::arg("seq"))
+      .def("kv_free_tokens", [](Engine& e) { return e.kv().free_tokens(); })
+      .def("step", &step, nb::arg("seqs"), nb::arg("counts"), nb::arg("tokens"), nb::arg("want"),
+           nb::arg("rope_lengths") = nb::none())
+      .def("logits", &logits)
+      .def("token_logprobs", &token_logprobs, nb::arg("targets"))
+      .def("top_logprobs", &top_logprobs, nb::arg("row"), nb::arg("n"))
+      .def("cancel", &Engine::cancel)
+      .def("set_threads", &Engine::set_threads, nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+      .def("warm", &Engine::warm, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("stats", &stats)
+      .def_prop_ro("threads", &Engine::threads)
+      .def_prop_ro("isa", [](const Engine& e) { return e.kernels().isa; });
+}

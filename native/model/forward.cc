@@ -1,0 +1,210 @@
+#include "model/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "quant/codec.h"
+
+namespace hotset::model {
+
+using kernels::kTile;
+using quant::kColBlock;
+using quant::kRowBlock;
+
+namespace {
+// FFN rows are cut in units of 64, so that the thread that made them can quantize whole groups for `down`.
+constexpr size_t kUnitBlocks = kColBlock / kRowBlock;
+}  // namespace
+
+Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, const kernels::Kernels& k,
+                 ThreadPool& pool, size_t max_rows)
+    : desc_(desc),
+      weights_(weights),
+      k_(k),
+      pool_(pool),
+      max_rows_(max_rows),
+      linear_(k, pool),
+      ropes_(desc),
+      attention_(desc, k, pool, kv),
+      xq_(max_rows, desc.hidden),
+      attnq_(max_rows, desc.heads * desc.head_dim),
+      hq_(max_rows, desc.ffn),
+      up_scratch_(pool.size()) {
+  x_ = rows(desc.hidden), xn_ = rows(desc.hidden), y_ = rows(desc.hidden);
+  q_ = rows(desc.heads * desc.head_dim), attn_ = rows(desc.heads * desc.head_dim);
+  kx_ = rows(desc.kv_heads * desc.head_dim), vx_ = rows(desc.kv_heads * desc.head_dim);
+  h_ = rows(desc.ffn);
+}
+
+Rows Forward::rows(size_t cols) {
+  const size_t ld = pad_to(cols, kColBlock);
+  memory_.emplace_back(pad_to(max_rows_, kTile) * ld * sizeof(float));
+  return {reinterpret_cast<float*>(memory_.back().data()), ld};
+}
+
+size_t Forward::scratch_bytes() const {
+  size_t n = xq_.bytes() + attnq_.bytes() + hq_.bytes() + logit_memory_.size();
+  for (const Buffer& b : memory_) n += b.size();
+  return n;
+}
+
+void Forward::run(const Batch& batch, const std::function<bool()>& stop) {
+  ropes_.fill(batch, pool_);
+  embed(batch);
+  for (size_t layer = 0; layer < desc_.layers.size(); ++layer) {
+    if (stop && stop()) throw Cancelled("step cancelled before layer " + std::to_string(layer));
+    attention_block(batch, layer);
+    ffn_block(weights_.layers[layer], batch.rows());
+  }
+  head(batch);
+}
+
+void Forward::embed(const Batch& batch) {
+  const size_t hidden = desc_.hidden;
+  for (const BatchSequence& s : batch.sequences)
+    pool_.parallel_for(s.count, 16, [&](size_t begin, size_t end, size_t) {
+      for (size_t i = begin; i < end; ++i) {
+        float* x = x_.row(s.first_row + i);
+        const Matrix& e = weights_.embed;
+        quant::decode_row(e.format, e.data, batch.tokens[s.first_row + i], e.cols, x);
+        if (desc_.embedding_scale != 1.0f)
+          for (size_t j = 0; j < hidden; ++j) x[j] *= desc_.embedding_scale;
+        if (desc_.position_offset < 0) continue;
+        float* position = y_.row(s.first_row + i);
+        const Matrix& p = weights_.position;
+        quant::decode_row(p.format, p.data, s.position + i + desc_.position_offset, p.cols, position);
+        k_.add(position, hidden, x);
+      }
+    });
+}
+
+void Forward::norm(const Vector& w, const Vector& b, const float* x, float* y) const {
+  const float* weight = w.empty() ? nullptr : w.data();
+  if (desc_.norm == NormKind::rms)
+    k_.rms_norm(x, weight, desc_.norm_eps, desc_.hidden, y);
+  else
+    k_.layer_norm(x, weight, b.empty() ? nullptr : b.data(), desc_.norm_eps, desc_.hidden, y);
+}
+
+Input Forward::normed(const Vector& w, const Vector& b, size_t n) {
+  if (w.empty()) return {x_, &xq_, n};
+  pool_.parallel_for(n, 4, [&](size_t begin, size_t end, size_t) {
+    for (size_t t = begin; t < end; ++t) norm(w, b, x_.row(t), xn_.row(t));
+  });
+  return {xn_, &xq_, n};
+}
+
+void Forward::add_block(const Vector& post_norm, size_t n) {
+  if (adds_directly(post_norm)) return;
+  pool_.parallel_for(n, 4, [&](size_t begin, size_t end, size_t) {
+    for (size_t t = begin; t < end; ++t) {
+      float* y = y_.row(t);
+      if (!post_norm.empty()) norm(post_norm, {}, y, y);
+      if (desc_.residual_scale != 1.0f)
+        for (int64_t j = 0; j < desc_.hidden; ++j) y[j] *= desc_.residual_scale;
+      k_.add(y, desc_.hidden, x_.row(t));
+    }
+  });
+}
+
+void Forward::attention_block(const Batch& batch, size_t layer) {
+  const LayerWeights& w = weights_.layers[layer];
+  const size_t n = batch.rows();
+  const Input in = normed(w.attn_norm, w.attn_norm_bias, n);
+  linear_.prepare(in, desc_.hidden, {&w.q, &w.k, &w.v});
+  const Product qkv[] = {{&w.q, &w.q_bias, q_}, {&w.k, &w.k_bias, kx_}, {&w.v, &w.v_bias, vx_}};
+  linear_.run(in, qkv);
+  attention_.run(batch, layer, w, ropes_, q_, kx_, vx_, attn_);
+  const Input out{attn_, &attnq_, n};
+  linear_.prepare(out, desc_.heads * desc_.head_dim, {&w.o});
+  const Product o[] = {{&w.o, &w.o_bias, y_, adds_directly(w.attn_post_norm) ? &x_ : nullptr}};
+  linear_.run(out, o);
+  add_block(w.attn_post_norm, n);
+}
+
+void Forward::ffn_block(const LayerWeights& w, size_t n) {
+  const Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
+  linear_.prepare(in, desc_.hidden, {&w.up, &w.gate});
+  hq_.shape(n, desc_.ffn);
+  const size_t units = pad_to(w.up.row_blocks(), kUnitBlocks) / kUnitBlocks;
+  const size_t unit_bytes = kUnitBlocks * w.up.row_block_bytes() * (desc_.gated ? 2 : 1);
+  const size_t chunk = chunk_blocks(units, unit_bytes, n, pool_.size());
+  const size_t scratch = kTile * chunk * kColBlock;
+  for (auto& s : up_scratch_) s.resize(std::max(s.size(), scratch));
+  pool_.parallel_for(units, chunk, [&](size_t begin, size_t end, size_t thread) {
+    ffn_units(w, in, begin, end, up_scratch_[thread].data());
+  });
+  const Input out{h_, &hq_, n};
+  const Product down[] = {{&w.down, &w.down_bias, y_, adds_directly(w.ffn_post_norm) ? &x_ : nullptr}};
+  linear_.run(out, down);
+  add_block(w.ffn_post_norm, n);
+}
+
+// h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), and its int8 copy.
+void Forward::ffn_units(const LayerWeights& w, const Input& in, size_t begin, size_t end, float* scratch) {
+  const size_t block = begin * kUnitBlocks, blocks = std::min(end * kUnitBlocks, w.up.row_blocks()) - block;
+  const size_t first = begin * kColBlock, width = blocks * kRowBlock;
+  const size_t count = std::min(end * kColBlock, w.up.rows) - first;
+  for (size_t i = 0; i * kTile < in.rows; ++i) {
+    float* h = h_.row(i * kTile) + first;
+    if (desc_.gated) {
+      linear_.tile(w.gate, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));
+      linear_.tile(w.up, block, blocks, in, i, scratch, static_cast<ptrdiff_t>(width));
+    } else {
+      linear_.tile(w.up, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));
+    }
+    const size_t n = std::min(kTile, in.rows - i * kTile);
+    for (size_t t = 0; t < n; ++t) finish_ffn_rows(w, i, t, first, count, scratch + t * width);
+  }
+}
+
+void Forward::finish_ffn_rows(const LayerWeights& w, size_t tile, size_t t, size_t first, size_t count,
+                              float* up) {
+  float* h = h_.row(tile * kTile + t) + first;
+  if (desc_.gated) {
+    if (!w.gate_bias.empty()) k_.add(w.gate_bias.data() + first, count, h);
+    if (!w.up_bias.empty()) k_.add(w.up_bias.data() + first, count, up);
+    k_.glu(desc_.act_gate, desc_.gate_threshold, desc_.act_up, desc_.up_threshold, up, count, h);
+  } else {
+    if (!w.up_bias.empty()) k_.add(w.up_bias.data() + first, count, h);
+    k_.activate(desc_.act_gate, desc_.gate_threshold, count, h);
+  }
+  if (quant::is_quantized(w.down.format))
+    k_.quantize(h, count, from_group(hq_.tile(tile), first / quant::kGroup), t);
+}
+
+void Forward::head(const Batch& batch) {
+  std::vector<size_t> wanted;
+  for (const BatchSequence& s : batch.sequences)
+    for (size_t i = s.want == Want::all ? 0 : s.count - 1; s.want != Want::none && i < s.count; ++i)
+      wanted.push_back(s.first_row + i);
+  logit_rows_ = wanted.size();
+  if (wanted.empty()) return;
+
+  for (size_t i = 0; i < wanted.size(); ++i) {  // wanted is increasing, so rows move only down
+    if (!weights_.final_norm.empty())
+      norm(weights_.final_norm, weights_.final_norm_bias, x_.row(wanted[i]), xn_.row(i));
+    else
+      std::memcpy(xn_.row(i), x_.row(wanted[i]), desc_.hidden * sizeof(float));
+  }
+  const size_t ld = pad_to(desc_.vocab, kRowBlock), bytes = pad_to(wanted.size(), kTile) * ld * sizeof(float);
+  if (bytes > logit_memory_.size()) logit_memory_ = Buffer(bytes);
+  logits_ = {reinterpret_cast<float*>(logit_memory_.data()), ld};
+
+  const Input in{xn_, &xq_, wanted.size()};
+  linear_.prepare(in, desc_.hidden, {&weights_.head});
+  const Product out[] = {{&weights_.head, &weights_.head_bias, logits_}};
+  linear_.run(in, out);
+  if (desc_.logit_scale == 1.0f && desc_.logit_softcap == 0.0f) return;
+  const float cap = desc_.logit_softcap;
+  for (size_t i = 0; i < wanted.size(); ++i)
+    for (int64_t j = 0; j < desc_.vocab; ++j) {
+      float& z = logits_.row(i)[j];
+      z *= desc_.logit_scale;
+      if (cap != 0.0f) z = cap * std::tanh(z / cap);
+    }
+}
+
+}  // namespace hotset::model

@@ -1,0 +1,91 @@
+#include "model/linear.h"
+
+#include <algorithm>
+
+namespace hotset::model {
+
+using kernels::kTile;
+using kernels::QTile;
+using quant::Format;
+using quant::kRowBlock;
+
+namespace {
+
+kernels::Kernels::MatmulQ quantized_kernel(const kernels::Kernels& k, Format f) {
+  return f == Format::q4_0 ? k.matmul_q4_0 : f == Format::q4_1 ? k.matmul_q4_1 : k.matmul_q8_0;
+}
+
+kernels::Kernels::MatmulF float_kernel(const kernels::Kernels& k, Format f) {
+  return f == Format::f16 ? k.matmul_f16 : f == Format::bf16 ? k.matmul_bf16 : k.matmul_f32;
+}
+
+size_t tile_rows(const Input& in, size_t tile) { return std::min(kTile, in.rows - tile * kTile); }
+
+}  // namespace
+
+QuantizedRows::QuantizedRows(size_t max_rows, size_t max_cols) {
+  const size_t groups = pad_to(max_cols, quant::kColBlock) / quant::kGroup;
+  const size_t rows = pad_to(max_rows, kTile);
+  memory_ = Buffer(rows * groups * (quant::kGroup + sizeof(float) + sizeof(int32_t)));
+  q_ = reinterpret_cast<int8_t*>(memory_.data());
+  d_ = reinterpret_cast<float*>(q_ + rows * groups * quant::kGroup);
+  s_ = reinterpret_cast<int32_t*>(d_ + rows * groups);
+}
+
+size_t chunk_blocks(size_t blocks, size_t block_bytes, size_t rows, size_t threads) {
+  const size_t fair = std::max<size_t>(1, blocks / (threads * 8));
+  if (rows <= kTile) return fair;
+  return std::clamp<size_t>((size_t{512} << 10) / block_bytes, 1, fair);
+}
+
+void Linear::prepare(const Input& in, size_t cols, std::initializer_list<const Matrix*> readers) {
+  const bool needed = std::any_of(readers.begin(), readers.end(),
+                                  [](const Matrix* m) { return *m && quant::is_quantized(m->format); });
+  if (!needed) return;
+  in.q->shape(in.rows, cols);
+  pool_.parallel_for(in.rows, kTile / 4, [&](size_t begin, size_t end, size_t) {
+    for (size_t t = begin; t < end; ++t) k_.quantize(in.f.row(t), cols, in.q->tile(t / kTile), t % kTile);
+  });
+}
+
+void Linear::tile(const Matrix& w, size_t block, size_t blocks, const Input& in, size_t tile, float* out,
+                  ptrdiff_t ldo) const {
+  const uint8_t* data = w.data + block * w.row_block_bytes();
+  if (quant::is_quantized(w.format)) {
+    quantized_kernel(k_, w.format)(data, blocks, w.col_blocks(), in.q->tile(tile), out, ldo);
+  } else {
+    float_kernel(k_, w.format)(data, blocks, w.col_blocks(), in.f.row(tile * kTile),
+                               static_cast<ptrdiff_t>(in.f.ld), tile_rows(in, tile), out, ldo);
+  }
+}
+
+void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t end) const {
+  const size_t first = begin * kRowBlock, last = std::min(end * kRowBlock, p.w->rows);
+  for (size_t i = 0; i * kTile < in.rows; ++i) {
+    tile(*p.w, begin, end - begin, in, i, p.out.row(i * kTile) + first, static_cast<ptrdiff_t>(p.out.ld));
+    for (size_t t = i * kTile; t < i * kTile + tile_rows(in, i); ++t) {
+      float* y = p.out.row(t) + first;
+      if (!p.bias->empty()) k_.add(p.bias->data() + first, last - first, y);
+      if (p.residual) k_.add(y, last - first, p.residual->row(t) + first);
+    }
+  }
+}
+
+void Linear::run(const Input& in, std::span<const Product> products) {
+  size_t total = 0, bytes = 0;
+  for (const Product& p : products) {
+    total += p.w->row_blocks();
+    bytes = std::max(bytes, p.w->row_block_bytes());
+  }
+  const size_t chunk = chunk_blocks(total, bytes, in.rows, pool_.size());
+  pool_.parallel_for(total, chunk, [&](size_t begin, size_t end, size_t) {
+    size_t base = 0;
+    for (const Product& p : products) {
+      const size_t n = p.w->row_blocks(), from = std::max(begin, base), to = std::min(end, base + n);
+      if (from < to) run_blocks(in, p, from - base, to - base);
+      base += n;
+    }
+  });
+}
+
+}  // namespace hotset::model

@@ -1,0 +1,79 @@
+// The weights of one model, by role, in memory exactly once.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/memory.h"
+#include "model/descriptor.h"
+#include "quant/format.h"
+
+namespace hotset::model {
+
+// Where one weight lies. cols = 0: a vector of `rows` f32.
+struct TensorRef {
+  std::string role;  // docs/reference/store.md
+  int64_t layer = -1;
+  std::string path;
+  uint64_t offset = 0, bytes = 0;
+  quant::Format format = quant::Format::f32;
+  int64_t rows = 0, cols = 0;
+};
+
+// A packed matrix; `data` belongs to Weights.
+struct Matrix {
+  const uint8_t* data = nullptr;
+  quant::Format format = quant::Format::f32;
+  size_t rows = 0, cols = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+  size_t row_blocks() const { return quant::row_blocks(rows); }
+  size_t col_blocks() const { return quant::col_blocks(cols); }
+  size_t row_block_bytes() const { return quant::row_block_bytes(format, cols); }
+  size_t bytes() const { return quant::packed_bytes(format, rows, cols); }
+};
+
+using Vector = std::vector<float>;  // empty = absent
+
+struct LayerWeights {
+  Matrix q, k, v, o, gate, up, down;
+  Vector attn_norm, attn_norm_bias, attn_post_norm, ffn_norm, ffn_norm_bias, ffn_post_norm, q_norm, k_norm;
+  Vector q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+};
+
+enum class LoadMode : uint8_t { read, mmap };
+
+class Weights {
+ public:
+  // Reads (or maps) all tensors and checks that every role the descriptor needs is there with its shape.
+  // Throws InvalidArgument (unknown, missing, doubled role; wrong shape), IoError, OutOfMemory,
+  // InvalidWeight.
+  Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors, LoadMode mode);
+
+  Matrix embed, position, head;  // head = embed where tied
+  Vector final_norm, final_norm_bias, head_bias;
+  std::vector<LayerWeights> layers;
+
+  size_t bytes() const { return bytes_; }  // of all tensors
+  size_t bytes_per_token() const;          // read from memory for one decoded token
+  void touch() const;                      // brings mapped pages in
+
+ private:
+  struct Source {
+    std::string path;
+    uint64_t begin, end;
+    const uint8_t* data;
+  };
+  void load_files(const std::vector<TensorRef>& tensors, LoadMode mode);
+  void place(const ModelDesc& desc, const TensorRef& t);
+  const uint8_t* address(const TensorRef& t) const;
+
+  std::vector<Source> sources_;
+  std::vector<Buffer> buffers_;
+  std::vector<MappedFile> mappings_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace hotset::model
