@@ -1,6 +1,6 @@
 """Strict reader of safetensors headers and of folders of shards.
 
-Source: the README of github.com/huggingface/safetensors: u64 header length, JSON header, data. Tensors must lie one after
+Source: README of github.com/huggingface/safetensors: u64 header length, JSON header, data. Tensors must lie one after
 the other and fill the data exactly, so no byte is read twice and none is hidden.
 """
 
