@@ -1,0 +1,1 @@
+"""Measurements against peers, from the root of a checkout: `python -m bench.dense`."""

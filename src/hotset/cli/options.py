@@ -1,0 +1,164 @@
+"""Flags that several commands share, as dataclasses; `takes` adds their fields to a command's signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from hotset.errors import UsageError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """'4GiB', '500M' or '1024' -> bytes. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
+    if not match:
+        raise UsageError(f"'{text}' is no size; write a number and a unit, such as 4GiB or 500MB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def parse_logit_bias(items: list[str]) -> dict[int, float]:
+    """['42=-1.5', …] -> {token id: bias}. Raises UsageError."""
+    bias = {}
+    for item in items:
+        token, _, value = item.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise UsageError(f"--logit-bias '{item}': want TOKEN_ID=NUMBER, such as 42=-1.5") from None
+    return bias
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names for shell completion: models in the cache and those known by a short name."""
+    from hotset.tools.catalog import model_names
+
+    return [name for name in model_names() if name.startswith(incomplete)]
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A store, a GGUF file, a Hugging Face folder or hub id, or a known name such as smollm2-135m-instruct.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFlags:
+    """How a model is loaded; unset flags leave the library's defaults."""
+
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: all cores.")] = None
+    context: Annotated[
+        int | None, typer.Option("--context", "-c", min=1, help="Tokens of context; default: up to the model's limit.")
+    ] = None
+    memory: Annotated[str | None, typer.Option("--memory", help="Refuse to use more than this, such as 4GiB.")] = None
+    kv: Annotated[str | None, typer.Option("--kv", metavar="f16|int8", help="Format of the KV cache.")] = None
+    load: Annotated[
+        str | None, typer.Option("--load", metavar="auto|read|mmap", help="Read the weights or map them.")
+    ] = None
+    isa: Annotated[str | None, typer.Option("--isa", help="Force kernels; `hotset doctor` lists them.")] = None
+    ignore_key: Annotated[
+        list[str] | None, typer.Option("--ignore-key", help="Run although this key of config.json is not understood.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `LLM`."""
+        given = _given(self)
+        if self.memory is not None:
+            given["memory"] = parse_bytes(self.memory)
+        if "ignore_key" in given:
+            given["ignore_keys"] = tuple(given.pop("ignore_key"))
+        return given
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFlags:
+    """How tokens are chosen; unset flags leave the model's and the library's defaults."""
+
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = None
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")
+    ] = None
+    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0: all.")] = None
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens that sum to p.")
+    ] = None
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", min=0, max=1, help="Drop tokens below this share of the likeliest.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Divide the logits of tokens already seen.")
+    ] = None
+    presence_penalty: Annotated[
+        float | None, typer.Option("--presence-penalty", help="Subtract once from tokens generated before.")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, typer.Option("--frequency-penalty", help="Subtract for each time a token was generated.")
+    ] = None
+    logit_bias: Annotated[
+        list[str] | None, typer.Option("--logit-bias", metavar="TOKEN_ID=BIAS", help="Add to a token's logit.")
+    ] = None
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same text.")] = None
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None
+    stop_token_id: Annotated[list[int] | None, typer.Option("--stop-token-id", help="End at this token.")] = None
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `SamplingParams`."""
+        given = _given(self)
+        if self.logit_bias:
+            given["logit_bias"] = parse_logit_bias(self.logit_bias)
+        for name in ("stop", "stop_token_id"):
+            if name in given:
+                given[f"{name}s" if name == "stop_token_id" else name] = tuple(given.pop(name))
+        return given
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    pairs = ((field.name, getattr(flags, field.name)) for field in fields(flags))
+    return {name: value for name, value in pairs if value not in (None, False, [], ())}
+
+
+def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replaces each parameter of a command named in `groups` by one flag per field of that dataclass.
+
+    The command still receives one object per group; typer sees, and the help shows, the single flags.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in groups]
+        members = {group: _parameters(kind) for group, kind in groups.items()}
+
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            for group, parameters in members.items():
+                values[group] = groups[group](**{p.name: values.pop(p.name) for p in parameters})
+            command(**values)
+
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        merged = [*keyword, *(p for parameters in members.values() for p in parameters)]
+        wrapper.__dict__["__signature__"] = inspect.Signature(merged)
+        wrapper.__annotations__ = {p.name: p.annotation for p in merged}
+        return wrapper
+
+    return decorate
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(kind)
+    ]
