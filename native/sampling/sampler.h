@@ -11,30 +11,48 @@
 
 namespace hotset::sampling {
 
-// Order, as in transformers and llama.cpp: logit bias, repetition, presence/frequency, temperature, top-k, top-p, min-p.
+// Order, as in transformers and llama.cpp: logit bias, repetition, presence/frequency, temperature, top-k,
+// top-p, min-p. Equal logits at a boundary: the lower token stays.
 struct SamplingParams {
-  float temperature = 1.0f;        // 0 = greedy
-  int32_t top_k = 0;               // 0 = off
+  float temperature = 1.0f;  // 0 = greedy
+  int32_t top_k = 0;         // 0 = off
   float top_p = 1.0f, min_p = 0.0f;
-  float repetition_penalty = 1.0f; // > 0 divides, < 0 multiplies (CTRL, arXiv:1909.05858); over prompt and output
-  float presence_penalty = 0.0f, frequency_penalty = 0.0f;   // OpenAI's definition: over the output only
-  std::vector<std::pair<int32_t, float>> logit_bias;
+  float repetition_penalty =
+      1.0f;  // logit > 0 divides, < 0 multiplies (CTRL, arXiv:1909.05858); over prompt and output
+  float presence_penalty = 0.0f, frequency_penalty = 0.0f;  // OpenAI's definition: over the output only
+  std::vector<std::pair<int32_t, float>> logit_bias;        // -inf bans a token
 };
 
+// Not thread-safe. All methods throw InvalidArgument on a value out of range and then have counted nothing.
 class Sampler {
  public:
   Sampler(const SamplingParams& params, uint64_t seed, const kernels::Kernels& k);
   void accept_prompt(std::span<const int32_t> tokens);
   // Picks a token and counts it. `mask`: one bit per token (1 = allowed), may be null. logits is not changed.
-  // Returns the token; *logprob = log softmax of the unmodified logits at it.
+  // Returns the token; *logprob (may be null) = log softmax of the unmodified logits at it. Throws
+  // InvalidArgument if a logit is NaN or +inf, or if mask and bias leave no token.
   int32_t sample(std::span<const float> logits, const uint32_t* mask, float* logprob);
 
  private:
+  int32_t choose(std::span<const float> logits, const uint32_t* mask);
+  void adjust(std::span<float> x) const;
+  void keep_top(double target, bool by_probability);
+  void compute_probabilities(float max);
+  template <class Keep>
+  void compact(Keep keep);
+  int32_t draw();
+  double uniform();
+  void check_tokens(size_t vocab) const;
+  void see(int32_t token);
+
   SamplingParams params_;
   const kernels::Kernels& k_;
-  uint64_t state_[4];              // xoshiro256** seeded with splitmix64
-  std::vector<int32_t> prompt_count_, output_count_;   // grown to vocab on first use
-  std::vector<float> work_;
+  uint64_t state_[4];                  // xoshiro256**, seeded with splitmix64
+  std::vector<int32_t> seen_;          // distinct tokens of prompt and output
+  std::vector<int32_t> output_count_;  // [highest token seen + 1]; -1 = never seen
+  // Tokens still in play, in rising order, with their adjusted logits and unnormalized probabilities.
+  std::vector<int32_t> ids_;
+  std::vector<float> x_, p_;
 };
 
 }  // namespace hotset::sampling
