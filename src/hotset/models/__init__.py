@@ -1,0 +1,6 @@
+"""Model families as data: a config.json in, shapes, tensor names and constants of the forward pass out."""
+
+from hotset.models.registry import families, resolve
+from hotset.models.spec import Model, TensorSpec
+
+__all__ = ["Model", "TensorSpec", "families", "resolve"]
