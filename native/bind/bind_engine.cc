@@ -18,6 +18,7 @@ namespace {
 using hotset::InvalidArgument;
 using hotset::model::Engine;
 using hotset::model::EngineOptions;
+using hotset::model::FileChecksums;
 using hotset::model::TensorRef;
 
 template <class T>
@@ -42,9 +43,18 @@ void make_tensor_ref(TensorRef* self, std::string role, int64_t layer, std::stri
   new (self) TensorRef{std::move(role), layer, std::move(path), offset, bytes, *format, rows, cols};
 }
 
-void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef>& tensors, size_t threads,
-                 const std::string& kv_type, size_t kv_tokens, size_t max_step_tokens,
-                 const std::string& load, const std::optional<std::string>& isa, bool pin) {
+void make_checksums(FileChecksums* self, std::string path, uint64_t block_bytes, uint64_t file_bytes,
+                    std::vector<uint32_t> crc32c) {
+  if (block_bytes == 0 || crc32c.size() != (file_bytes + block_bytes - 1) / block_bytes)
+    throw InvalidArgument(path + ": " + std::to_string(crc32c.size()) + " checksums do not fit " +
+                          std::to_string(file_bytes) + " bytes in blocks of " + std::to_string(block_bytes));
+  new (self) FileChecksums{std::move(path), block_bytes, file_bytes, std::move(crc32c)};
+}
+
+void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef>& tensors,
+                 const std::vector<FileChecksums>& checksums, size_t threads, const std::string& kv_type,
+                 size_t kv_tokens, size_t max_step_tokens, const std::string& load,
+                 const std::optional<std::string>& isa, bool pin) {
   using hotset::kernels::KvType;
   using hotset::model::LoadMode;
   if (kv_type != "f16" && kv_type != "int8")
@@ -60,7 +70,7 @@ void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef
                               pin};
   auto model = hotset::bind::model_desc(desc);
   nb::gil_scoped_release release;
-  new (self) Engine(std::move(model), tensors, options);
+  new (self) Engine(std::move(model), tensors, checksums, options);
 }
 
 // Runs in the middle of a step, without the GIL.
@@ -126,6 +136,10 @@ void bind_engine(nb::module_& m) {
   nb::class_<TensorRef>(m, "TensorRef")
       .def("__init__", &make_tensor_ref, nb::arg("role"), nb::arg("layer"), nb::arg("path"),
            nb::arg("offset"), nb::arg("bytes"), nb::arg("fmt"), nb::arg("rows"), nb::arg("cols"));
+
+  nb::class_<FileChecksums>(m, "FileChecksums")
+      .def("__init__", &make_checksums, nb::arg("path"), nb::arg("block_bytes"), nb::arg("file_bytes"),
+           nb::arg("crc32c"));
 
   nb::class_<Engine>(m, "Engine")
       .def("__init__", &make_engine, nb::arg("desc"), nb::arg("tensors"), nb::kw_only(),

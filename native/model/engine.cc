@@ -55,11 +55,12 @@ auto timed(double& seconds, Make make) {
 
 }  // namespace
 
-Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors, const EngineOptions& options)
+Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors,
+               const std::vector<FileChecksums>& checksums, const EngineOptions& options)
     : desc_(checked(std::move(desc))),
       options_(options),
       k_(kernels::select(options.isa)),
-      weights_(timed(load_seconds_, [&] { return Weights(desc_, tensors, options.load); })),
+      weights_(timed(load_seconds_, [&] { return Weights(desc_, tensors, checksums, options.load); })),
       kv_(std::make_unique<KvCache>(options.kv_type, desc_.layers.size(), desc_.kv_heads, desc_.head_dim,
                                     options.kv_tokens)) {
   require(options.max_step_tokens > 0, "max_step_tokens is 0, wanted at least 1");

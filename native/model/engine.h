@@ -29,7 +29,8 @@ struct EngineStats {
 class Engine {
  public:
   // Throws InvalidArgument, InvalidWeight, IoError, OutOfMemory, UnsupportedIsa.
-  Engine(ModelDesc desc, const std::vector<TensorRef>& tensors, const EngineOptions& options);
+  Engine(ModelDesc desc, const std::vector<TensorRef>& tensors, const std::vector<FileChecksums>& checksums,
+         const EngineOptions& options);
 
   KvCache& kv() { return *kv_; }
   const ModelDesc& desc() const { return desc_; }

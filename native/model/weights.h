@@ -22,6 +22,13 @@ struct TensorRef {
   int64_t rows = 0, cols = 0;
 };
 
+// CRC-32C of every `block_bytes` of a file; the last block may be shorter.
+struct FileChecksums {
+  std::string path;
+  uint64_t block_bytes = 0, file_bytes = 0;
+  std::vector<uint32_t> crc32c;
+};
+
 // A packed matrix; `data` belongs to Weights.
 struct Matrix {
   const uint8_t* data = nullptr;
@@ -48,9 +55,11 @@ enum class LoadMode : uint8_t { read, mmap };
 class Weights {
  public:
   // Reads (or maps) all tensors and checks that every role the descriptor needs is there with its shape.
-  // Throws InvalidArgument (unknown, missing, doubled role; wrong shape), IoError, OutOfMemory,
-  // InvalidWeight.
-  Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors, LoadMode mode);
+  // What is read is compared with its checksums; what is mapped is not (that would read it all).
+  // Throws InvalidArgument (unknown, missing, doubled role; wrong shape), IoError, OutOfMemory, InvalidWeight
+  // (checksum).
+  Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
+          const std::vector<FileChecksums>& checksums, LoadMode mode);
 
   Matrix embed, position, head;  // head = embed where tied
   Vector final_norm, final_norm_bias, head_bias;
@@ -61,12 +70,14 @@ class Weights {
   void touch() const;                      // brings mapped pages in
 
  private:
-  struct Source {
+  struct Source {  // the part of a file that holds the weights, from `begin` on in memory
     std::string path;
     uint64_t begin, end;
     const uint8_t* data;
   };
-  void load_files(const std::vector<TensorRef>& tensors, LoadMode mode);
+  void find_sources(const std::vector<TensorRef>& tensors);
+  void read(Source& s, const FileChecksums* sums);
+  void map(Source& s);
   void place(const ModelDesc& desc, const TensorRef& t);
   const uint8_t* address(const TensorRef& t) const;
 

@@ -66,13 +66,18 @@ class TensorRef:
 
     def __init__(self, role: str, layer: int, path: str, offset: int, bytes: int, fmt: str, rows: int, cols: int) -> None: ...
 
+class FileChecksums:
+    """CRC-32C of every block_bytes of a file, as in the store's manifest."""
+
+    def __init__(self, path: str, block_bytes: int, file_bytes: int, crc32c: Seq[int]) -> None: ...
+
 class Engine:
     """One loaded model, its threads and its KV cache. One step at a time; not for use by two threads at once.
 
     desc: the fields of ModelDesc (native/model/descriptor.h) as a dict; enums as strings; `ropes` and `layers` as lists
         of dicts.
     kv_tokens: tokens the KV cache can hold in all, rounded up to pages of 64; memory comes on first use.
-    load: "read" (direct reads into huge pages), "mmap", or "auto".
+    load: "read" (direct reads into huge pages, compared with `checksums`), "mmap" (not compared), or "auto" (read).
     Raises UsageError, FormatError (wrong role, shape), StorageError, MemoryBudgetError, HostError.
     """
 
@@ -81,6 +86,7 @@ class Engine:
         desc: dict[str, object],
         tensors: Seq[TensorRef],
         *,
+        checksums: Seq[FileChecksums] = (),
         threads: int = 0,
         kv_type: str = "f16",
         kv_tokens: int = 4096,
