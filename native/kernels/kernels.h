@@ -15,16 +15,16 @@
 
 namespace hotset::kernels {
 
-inline constexpr size_t kTile = 16;      // tokens per activation tile
-inline constexpr size_t kPage = 64;      // tokens per KV page
+inline constexpr size_t kTile = 16;  // tokens per activation tile
+inline constexpr size_t kPage = 64;  // tokens per KV page
 
 // Up to kTile tokens of activations, int8 in groups of 32 with one scale per token and group (as GGUF's
 // Q8_0). n = number of tokens in the tile; also the stride, so one token is contiguous.
 struct QTile {
-  int8_t* q;        // [groups][n][32]   x ~ d * q, q in -127..127
-  float* d;         // [groups][n]       absmax / 127
-  int32_t* s;       // [groups][n]       sum of q over the group
-  size_t n;         // 1..kTile
+  int8_t* q;   // [groups][n][32]   x ~ d * q, q in -127..127
+  float* d;    // [groups][n]       absmax / 127
+  int32_t* s;  // [groups][n]       sum of q over the group
+  size_t n;    // 1..kTile
 };
 
 enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu, relu2, shifted_relu };
@@ -33,7 +33,8 @@ enum class KvType : uint8_t { f16, int8 };
 
 // One page of one layer and one KV head: keys, then values. hd = head size padded to a multiple of 16.
 //   f16   K f16 [hd][kPage], V f16 [kPage][hd]
-//   int8  K i8 [hd][kPage], V i8 [kPage][hd], f32 k_scale[kPage], f32 v_scale[kPage]   (absmax / 127 per token)
+//   int8  K i8 [hd][kPage], V i8 [kPage][hd], f32 k_scale[kPage], f32 v_scale[kPage]   (absmax / 127 per
+//   token)
 constexpr size_t kv_page_bytes(KvType t, size_t hd) {
   return t == KvType::f16 ? hd * kPage * 4 : hd * kPage * 2 + kPage * 8;
 }
@@ -41,18 +42,18 @@ constexpr size_t kv_page_bytes(KvType t, size_t hd) {
 // Running softmax state of up to kTile queries that read the same KV head (the heads of a GQA group, or
 // several tokens of a prompt). Online softmax; source: Milakov & Gimelshein, arXiv:1805.02867.
 struct AttendState {
-  const float* q;       // [n][hd], already multiplied by the softmax scale; padding is 0
-  const int64_t* lo;    // [n] first position attended (inclusive): sliding window
-  const int64_t* hi;    // [n] last position attended (exclusive): causal limit
-  float* m;             // [n] running maximum, start at -inf
-  float* l;             // [n] running sum of exp(score - m), start at 0
-  float* o;             // [n][hd] running weighted sum of V, start at 0; divide by l at the end
-  size_t n;             // 1..kTile
-  size_t hd;            // multiple of 16
+  const float* q;     // [n][hd], already multiplied by the softmax scale; padding is 0
+  const int64_t* lo;  // [n] first position attended (inclusive): sliding window
+  const int64_t* hi;  // [n] last position attended (exclusive): causal limit
+  float* m;           // [n] running maximum, start at -inf
+  float* l;           // [n] running sum of exp(score - m), start at 0
+  float* o;           // [n][hd] running weighted sum of V, start at 0; divide by l at the end
+  size_t n;           // 1..kTile
+  size_t hd;          // multiple of 16
 };
 
 struct Kernels {
-  const char* isa;      // "scalar", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm"
+  const char* isa;  // "scalar", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm"
 
   // out[t * ldo + r] = dot(row r of w, token t) for all rows of `row_blocks` packed row blocks (16 *
   // row_blocks floats per token are written). `w` starts at a row block; rows of `col_blocks` column blocks.
@@ -60,8 +61,8 @@ struct Kernels {
   using MatmulQ = void (*)(const uint8_t* w, size_t row_blocks, size_t col_blocks, const QTile& x, float* out,
                            ptrdiff_t ldo);
   // x is f32 [n][ldx], readable (zero padded) to col_blocks * 64 columns. f32 FMA in column order.
-  using MatmulF = void (*)(const uint8_t* w, size_t row_blocks, size_t col_blocks, const float* x, ptrdiff_t ldx,
-                           size_t n, float* out, ptrdiff_t ldo);
+  using MatmulF = void (*)(const uint8_t* w, size_t row_blocks, size_t col_blocks, const float* x,
+                           ptrdiff_t ldx, size_t n, float* out, ptrdiff_t ldo);
   MatmulQ matmul_q4_0, matmul_q4_1, matmul_q8_0;
   MatmulF matmul_f16, matmul_bf16, matmul_f32;
 
@@ -77,14 +78,16 @@ struct Kernels {
   // y = f(x - threshold if shifted_relu) ... in place; shifted_relu(x) = x if x > threshold else 0 (FATReLU)
   void (*activate)(Activation f, float threshold, size_t n, float* x);
   // gate = f(gate) * h(up), in place in gate
-  void (*glu)(Activation f, float f_threshold, Activation h, float h_threshold, const float* up, size_t n, float* gate);
+  void (*glu)(Activation f, float f_threshold, Activation h, float h_threshold, const float* up, size_t n,
+              float* gate);
   // Rotates x[0..2*half) in place, halves paired as Hugging Face does: (x[i], x[i+half]).
   void (*rope)(const float* cos, const float* sin, size_t half, float* x);
 
   // Writes one token's key and value (f32 [hd]) into slot `slot` of a page.
   void (*kv_store)(KvType t, const float* k, const float* v, size_t hd, size_t slot, uint8_t* page);
   // Attends to pages[0..n_pages); pages[i] holds positions (first_page + i) * kPage onwards.
-  void (*attend)(KvType t, const uint8_t* const* pages, size_t n_pages, int64_t first_page, const AttendState& a);
+  void (*attend)(KvType t, const uint8_t* const* pages, size_t n_pages, int64_t first_page,
+                 const AttendState& a);
 
   // max and log(sum(exp(x))) of n logits; argmax (lowest index wins).
   void (*logsumexp)(const float* x, size_t n, float* max, float* lse);
@@ -94,8 +97,8 @@ struct Kernels {
 struct IsaInfo {
   const char* name;
   const char* description;
-  bool compiled, supported;          // in this build; by this CPU
-  const Kernels* kernels;            // null unless compiled
+  bool compiled, supported;  // in this build; by this CPU
+  const Kernels* kernels;    // null unless compiled
 };
 
 // All known ISAs, best last. Thread-safe.

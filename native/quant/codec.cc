@@ -213,7 +213,8 @@ void decode_block_row(Format f, const uint8_t* block, size_t r, size_t cols, flo
     } else if (f == Format::q8_0) {
       out[c] = f16_to_f32(load_u16(block + at)) * static_cast<float>(codes[code8_at(g, r, c % kGroup)] - 128);
     } else {
-      const float code = static_cast<float>(get_code4(codes, g, r, c % kGroup)), scale = f16_to_f32(load_u16(block + at));
+      const float code = static_cast<float>(get_code4(codes, g, r, c % kGroup)),
+                  scale = f16_to_f32(load_u16(block + at));
       out[c] = f == Format::q4_0 ? scale * (code - 8.0f)
                                  : scale * code + f16_to_f32(load_u16(block + scale_bytes(f) + at));
     }
@@ -243,7 +244,8 @@ void repack_ggml(Format f, const uint8_t* src, size_t rows, size_t cols, uint8_t
 void decode_row(Format f, const uint8_t* packed, size_t row, size_t cols, float* out) {
   const uint8_t* block = packed + row / kRowBlock * row_block_bytes(f, cols);
   for (size_t col0 = 0; col0 < cols; col0 += kColBlock, block += col_block_bytes(f)) {
-    decode_block_row(f, block, row % kRowBlock, cols - col0 < kColBlock ? cols - col0 : kColBlock, out + col0);
+    decode_block_row(f, block, row % kRowBlock, cols - col0 < kColBlock ? cols - col0 : kColBlock,
+                     out + col0);
   }
 }
 

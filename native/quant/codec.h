@@ -8,7 +8,7 @@
 
 namespace hotset::quant {
 
-struct ErrorSums {   // over the real (unpadded) weights, in double
+struct ErrorSums {  // over the real (unpadded) weights, in double
   double squared_error = 0, squared_weight = 0, max_abs_error = 0;
 };
 

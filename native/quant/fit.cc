@@ -6,7 +6,8 @@ namespace hotset::quant {
 
 namespace {
 
-// GCC and Clang vector extension: SSE2 and NEON are the baselines of their machines, so no dispatch is needed.
+// GCC and Clang vector extension: SSE2 and NEON are the baselines of their machines, so no dispatch is
+// needed.
 using F4 = float __attribute__((vector_size(16)));
 using I4 = int32_t __attribute__((vector_size(16)));
 
@@ -30,8 +31,8 @@ F4 round_int(F4 x) {
   return (x + magic) - magic;
 }
 
-// x rounded to 11 significant bits (Veltkamp's splitting) and, below 2^-14, to a multiple of 2^-24: a value that
-// f16 holds exactly. |x| must not exceed 65504.
+// x rounded to 11 significant bits (Veltkamp's splitting) and, below 2^-14, to a multiple of 2^-24: a value
+// that f16 holds exactly. |x| must not exceed 65504.
 F4 round_f16(F4 x) {
   const F4 c = x * 8193.0f;
   const F4 normal = c - (c - x);
@@ -50,15 +51,15 @@ F4 quantize(F4 x, F4 inv, float lo, float hi) { return min(max(round_int(x * inv
 
 F4 clamp_f16(F4 x) { return min(max(x, splat(-65504.0f)), splat(65504.0f)); }
 
-// Codes that the extreme weight is tried at. Below the end of the range finer steps for all others are given up,
-// above it the extreme weight is clipped. Negative ones use the longer, negative half of the code range.
-constexpr float kTargets4[] = {-8.0f, -7.75f, -7.5f, -7.25f, -7.0f, -8.25f, -8.5f, -8.75f, -9.0f, -9.5f,
-                               7.0f,  6.75f,  7.25f, 7.5f,   7.75f};
+// Codes that the extreme weight is tried at. Below the end of the range finer steps for all others are given
+// up, above it the extreme weight is clipped. Negative ones use the longer, negative half of the code range.
+constexpr float kTargets4[] = {-8.0f, -7.75f, -7.5f, -7.25f, -7.0f, -8.25f, -8.5f, -8.75f,
+                               -9.0f, -9.5f,  7.0f,  6.75f,  7.25f, 7.5f,   7.75f};
 constexpr float kTargets8[] = {-128.0f, -127.5f, -127.0f, -126.0f, -125.0f, 127.0f};
 // Shares of the range cut off at the low and the high end for q4_1.
-constexpr float kCuts[][2] = {{0, 0},          {0.02f, 0},     {0, 0.02f},     {0.02f, 0.02f}, {0.04f, 0.04f},
-                              {0.05f, 0},      {0, 0.05f},     {0.07f, 0.07f}, {-0.02f, 0},    {0, -0.02f},
-                              {-0.02f, -0.02f}, {0.08f, 0.02f}, {0.02f, 0.08f}};
+constexpr float kCuts[][2] = {
+    {0, 0},         {0.02f, 0},  {0, 0.02f},  {0.02f, 0.02f},   {0.04f, 0.04f}, {0.05f, 0},    {0, 0.05f},
+    {0.07f, 0.07f}, {-0.02f, 0}, {0, -0.02f}, {-0.02f, -0.02f}, {0.08f, 0.02f}, {0.02f, 0.08f}};
 
 F4 extreme(const FitInput& in) {  // the weight of largest magnitude, with its sign
   F4 best = splat(0.0f);

@@ -1,4 +1,5 @@
-// f16 and bf16 bits to and from f32, round to nearest even. Baseline code: ISA folders use their own instructions.
+// f16 and bf16 bits to and from f32, round to nearest even. Baseline code: ISA folders use their own
+// instructions.
 #pragma once
 
 #include <bit>

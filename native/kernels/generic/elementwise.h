@@ -1,0 +1,200 @@
+// Norms, activations, rotation, reductions over logits, quantization of activations.
+#pragma once
+
+#include "kernels/generic/math.h"
+#include "kernels/kernels.h"
+
+namespace hotset::kernels::generic {
+
+template <class V>
+void add(const float* x, size_t n, float* y) {
+  map<V>(y, x, n, [](typename V::F a, typename V::F b) { return V::add(a, b); });
+}
+
+template <class V>
+float sum_of_squares(const float* x, size_t n, float mean) {
+  using F = typename V::F;
+  const F m = V::set(mean);
+  return V::sum(reduce<V>(
+      x, n, V::zero(), mean, [m](F acc, F v) { return V::fma(V::sub(v, m), V::sub(v, m), acc); },
+      [](F a, F b) { return V::add(a, b); }));
+}
+
+// y = (x - mean) * scale * w + b
+template <class V>
+void normalize(const float* x, float mean, float scale, const float* w, const float* b, size_t n, float* y) {
+  using F = typename V::F;
+  const F m = V::set(mean), s = V::set(scale);
+  if (y != x) __builtin_memmove(y, x, n * sizeof(float));
+  if (w) {
+    map<V>(y, w, n, [=](F v, F weight) { return V::mul(V::mul(V::sub(v, m), s), weight); });
+  } else {
+    map<V>(y, y, n, [=](F v, F) { return V::mul(V::sub(v, m), s); });
+  }
+  if (b) add<V>(b, n, y);
+}
+
+template <class V>
+void rms_norm(const float* x, const float* w, float eps, size_t n, float* y) {
+  const float mean_square = sum_of_squares<V>(x, n, 0.0f) / static_cast<float>(n);
+  normalize<V>(x, 0.0f, 1.0f / __builtin_sqrtf(mean_square + eps), w, nullptr, n, y);
+}
+
+template <class V>
+void layer_norm(const float* x, const float* w, const float* b, float eps, size_t n, float* y) {
+  using F = typename V::F;
+  const auto plus = [](F acc, F v) { return V::add(acc, v); };
+  const float mean = V::sum(reduce<V>(x, n, V::zero(), 0.0f, plus, plus)) / static_cast<float>(n);
+  const float variance = sum_of_squares<V>(x, n, mean) / static_cast<float>(n);
+  normalize<V>(x, mean, 1.0f / __builtin_sqrtf(variance + eps), w, b, n, y);
+}
+
+template <class V>
+void activate(Activation f, float threshold, size_t n, float* x) {
+  using F = typename V::F;
+  const auto apply = [&](auto fn) { map<V>(x, x, n, [fn](F v, F) { return fn(v); }); };
+  switch (f) {
+    case Activation::none:
+      return;
+    case Activation::silu:
+      return apply([](F v) { return gated_sigmoid<V>(v, v); });
+    case Activation::gelu:
+      return apply([](F v) { return gelu<V>(v); });
+    case Activation::gelu_tanh:
+      return apply([](F v) { return gelu_tanh<V>(v); });
+    case Activation::relu:
+      return apply([](F v) { return V::max(v, V::zero()); });
+    case Activation::relu2:
+      return apply([](F v) {
+        const F positive = V::max(v, V::zero());
+        return V::mul(positive, positive);
+      });
+    case Activation::shifted_relu:
+      return apply([threshold](F v) { return V::less(V::set(threshold), v, v, V::zero()); });
+  }
+}
+
+template <class V>
+void glu(Activation f, float f_threshold, Activation h, float h_threshold, const float* up, size_t n,
+         float* gate) {
+  using F = typename V::F;
+  constexpr size_t chunk = 256;  // stays in L1 between the passes
+  float branch[chunk];
+  for (size_t i = 0; i < n; i += chunk) {
+    const size_t count = n - i < chunk ? n - i : chunk;
+    const float* factor = up + i;
+    if (h != Activation::none) {
+      __builtin_memcpy(branch, factor, count * sizeof(float));
+      activate<V>(h, h_threshold, count, branch);
+      factor = branch;
+    }
+    activate<V>(f, f_threshold, count, gate + i);
+    map<V>(gate + i, factor, count, [](F a, F b) { return V::mul(a, b); });
+  }
+}
+
+template <class V>
+void rope(const float* cos, const float* sin, size_t half, float* x) {
+  using F = typename V::F;
+  const auto rotate = [](F c, F s, F& a, F& b) {
+    const F first = V::sub(V::mul(a, c), V::mul(b, s));
+    b = V::add(V::mul(b, c), V::mul(a, s));
+    a = first;
+  };
+  size_t i = 0;
+  for (; i + V::kLanes <= half; i += V::kLanes) {
+    F a = V::load(x + i), b = V::load(x + half + i);
+    rotate(V::load(cos + i), V::load(sin + i), a, b);
+    V::store(x + i, a);
+    V::store(x + half + i, b);
+  }
+  if (const size_t rest = half - i; rest > 0) {
+    F a = load_partial<V>(x + i, rest, 0), b = load_partial<V>(x + half + i, rest, 0);
+    rotate(load_partial<V>(cos + i, rest, 0), load_partial<V>(sin + i, rest, 0), a, b);
+    store_partial<V>(x + i, rest, a);
+    store_partial<V>(x + half + i, rest, b);
+  }
+}
+
+template <class V>
+float largest(const float* x, size_t n) {
+  using F = typename V::F;
+  const auto larger = [](F a, F v) { return V::max(v, a); };
+  const float lowest = -__builtin_inff();
+  return V::max_lane(reduce<V>(x, n, V::set(lowest), lowest, larger, larger));
+}
+
+template <class V>
+void logsumexp(const float* x, size_t n, float* max, float* lse) {
+  using F = typename V::F;
+  constexpr size_t chunk = 4096;  // f32 sums of one chunk are added in double: vocabularies reach 2^18
+  *max = largest<V>(x, n);
+  if (*max == -__builtin_inff()) {
+    *lse = *max;
+    return;
+  }
+  const F top = V::set(*max);
+  double total = 0;
+  for (size_t i = 0; i < n; i += chunk) {
+    total += static_cast<double>(V::sum(reduce<V>(
+        x + i, n - i < chunk ? n - i : chunk, V::zero(), -__builtin_inff(),
+        [top](F acc, F v) { return V::add(acc, exp<V>(V::sub(v, top))); },
+        [](F a, F b) { return V::add(a, b); })));
+  }
+  *lse = static_cast<float>(*max + __builtin_log(total));
+}
+
+template <class V>
+size_t argmax(const float* x, size_t n) {
+  const float top = largest<V>(x, n);
+  for (size_t i = 0; i < n; ++i) {
+    if (x[i] == top) return i;
+  }
+  return 0;  // only NaN
+}
+
+template <class V>
+float largest_magnitude(const float* x, size_t n) {
+  using F = typename V::F;
+  return V::max_lane(reduce<V>(
+      x, n, V::zero(), 0.0f, [](F acc, F v) { return V::max(V::max(v, V::sub(V::zero(), v)), acc); },
+      [](F a, F b) { return V::max(a, b); }));
+}
+
+// q = round(x * 127 / absmax); returns absmax / 127. Magnitudes below 1e-35 become 0: their inverse
+// overflows.
+template <class V>
+float quantize_absmax(const float* x, size_t n, int8_t* q) {
+  const float top = largest_magnitude<V>(x, n);
+  if (!(top > 1e-35f && top < __builtin_inff())) {
+    __builtin_memset(q, 0, n);
+    return 0.0f;
+  }
+  const typename V::F inverse = V::set(127.0f / top);
+  for (size_t i = 0; i < n; i += V::kLanes) V::store_i8(q + i, V::mul(V::load(x + i), inverse));
+  return top / 127.0f;
+}
+
+template <class V>
+void quantize(const float* x, size_t cols, const QTile& tile, size_t t) {
+  using quant::kGroup;
+  const size_t groups = (cols + quant::kColBlock - 1) / quant::kColBlock * (quant::kColBlock / kGroup);
+  for (size_t g = 0; g < groups; ++g) {
+    const size_t begin = g * kGroup, count = begin >= cols           ? 0
+                                             : cols - begin < kGroup ? cols - begin
+                                                                     : kGroup;
+    const float* source = x + begin;
+    float padded[kGroup] = {};
+    if (count < kGroup) {
+      __builtin_memcpy(padded, source, count * sizeof(float));
+      source = padded;
+    }
+    int8_t* q = tile.q + (g * tile.n + t) * kGroup;
+    tile.d[g * tile.n + t] = quantize_absmax<V>(source, kGroup, q);
+    int32_t sum = 0;
+    for (size_t i = 0; i < kGroup; ++i) sum += q[i];
+    tile.s[g * tile.n + t] = sum;
+  }
+}
+
+}  // namespace hotset::kernels::generic

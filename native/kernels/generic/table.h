@@ -1,0 +1,36 @@
+// Puts one ISA's kernels into the table of kernels.h.
+#pragma once
+
+#include "kernels/generic/attend.h"
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/matmul_float.h"
+#include "kernels/generic/matmul_quant.h"
+#include "kernels/tables.h"
+
+namespace hotset::kernels::generic {
+
+// V: vector traits. D<format>: dot product traits of q4_0, q4_1, q8_0.
+template <class V, template <quant::Format> class D>
+constexpr Kernels make_table(const char* isa) {
+  using quant::Format;
+  return {isa,
+          matmul_quant<D<Format::q4_0>>,
+          matmul_quant<D<Format::q4_1>>,
+          matmul_quant<D<Format::q8_0>>,
+          matmul_float<V, Format::f16>,
+          matmul_float<V, Format::bf16>,
+          matmul_float<V, Format::f32>,
+          quantize<V>,
+          rms_norm<V>,
+          layer_norm<V>,
+          add<V>,
+          activate<V>,
+          glu<V>,
+          rope<V>,
+          kv_store<V>,
+          attend<V>,
+          logsumexp<V>,
+          argmax<V>};
+}
+
+}  // namespace hotset::kernels::generic
