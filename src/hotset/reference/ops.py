@@ -1,0 +1,95 @@
+"""Norms, activations, rotations and attention, one line of mathematics each where that is possible."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hotset.config import Activation, RopeConfig
+from hotset.reference.arithmetic import Array, Exact
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x [..., n] / sqrt(mean of squares + eps) * weight [n]."""
+    y: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+    return y
+
+
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    y: Array = centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps) * weight
+    return y if bias is None else y + bias
+
+
+def activate(name: Activation, x: Array, threshold: float = 0.0) -> Array:
+    """f(x), elementwise. shifted_relu: x where x > threshold, else 0 (FATReLU)."""
+    if name == "none":
+        return x
+    if name == "silu":
+        return x * sigmoid(x)
+    if name == "gelu":
+        return 0.5 * x * (1.0 + np.asarray(_erf(x / math.sqrt(2.0)), dtype=np.float64))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    if name == "shifted_relu":
+        return np.where(x > threshold, x, 0.0)
+    positive = np.maximum(x, 0.0)
+    return positive if name == "relu" else positive * positive
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)) without overflow."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def rope_frequencies(rope: RopeConfig, length: int) -> Array:
+    """Frequencies [rotary_dim / 2] for a sequence of `length` tokens; only dynamic NTK depends on it."""
+    inv_freq = np.asarray(rope.inv_freq, dtype=np.float64)
+    if not rope.dynamic_factor or length <= rope.original_context:
+        return inv_freq
+    dim = 2 * inv_freq.size
+    growth = rope.dynamic_factor * length / rope.original_context - (rope.dynamic_factor - 1)
+    base = rope.dynamic_base * growth ** (dim / (dim - 2))
+    frequencies: Array = base ** (-np.arange(0, dim, 2) / dim)
+    return frequencies
+
+
+def rotate(x: Array, angles: Array, factor: float) -> Array:
+    """Rotates pairs (i, i + d/2) of x [n, heads, head_dim] by angles [n, d/2]; dimensions beyond d stay.
+
+    factor multiplies cos and sin (YaRN's mscale).
+    """
+    half = angles.shape[-1]
+    cos, sin = np.cos(angles)[:, None, :] * factor, np.sin(angles)[:, None, :] * factor
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def softmax(scores: Array) -> Array:
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights: Array = shifted / shifted.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def attend(q: Array, k: Array, v: Array, first: int, window: int, arithmetic: Exact | None = None) -> Array:
+    """Causal attention of queries at positions first, first + 1, ... over keys at 0, 1, ...
+
+    q [n, heads, hd], already scaled; k and v [tokens, kv_heads, hd] -> [n, heads, hd]. Query head h reads KV head
+    h / (heads / kv_heads). window: tokens a query may look back, itself included; 0 = all.
+    """
+    arithmetic = arithmetic or Exact()
+    groups = q.shape[1] // k.shape[1]
+    query = first + np.arange(len(q))[:, None]
+    key = np.arange(len(k))[None, :]
+    visible = (key <= query) & ((key > query - window) if window else True)
+    out = np.empty_like(q)
+    for head in range(q.shape[1]):
+        keys, values = k[:, head // groups], v[:, head // groups]
+        scores = np.where(visible, arithmetic.linear(keys, q[:, head]), -np.inf)
+        out[:, head] = arithmetic.linear(values.T, arithmetic.rounded(softmax(scores), len(k)))
+    return out
