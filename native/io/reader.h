@@ -11,38 +11,42 @@
 namespace hotset::io {
 
 struct Read {
-  uint64_t offset;            // bytes from the start of the file
-  std::span<uint8_t> dst;     // the caller keeps it alive until wait() returns `tag`
-  uint64_t tag;               // handed back unchanged
+  uint64_t offset;         // bytes from the start of the file
+  std::span<uint8_t> dst;  // the caller keeps it alive until wait() returns `tag`; 1 B to 1 GiB
+  uint64_t tag;            // handed back unchanged
 };
 
 // Owned by one thread; use one Reader per thread. Offset, address and size of a Read must be multiples of
 // alignment(). Source: submit/complete split of io_uring(7); alignment rule of open(2), O_DIRECT.
 class Reader {
  public:
-  virtual ~Reader() = default;
+  virtual ~Reader() = default;  // waits for the reads in flight
   virtual const char* backend() const = 0;
-  virtual size_t alignment() const = 0;   // bytes; 1 means any
-  virtual size_t depth() const = 0;       // most reads in flight
+  virtual size_t alignment() const = 0;  // bytes; 1 means any (buffered)
+  virtual size_t depth() const = 0;      // most reads in flight
   virtual uint64_t file_bytes() const = 0;
-  // Queues all of `reads` or none, and returns at once. Throws IoError: queue full, or which field of which
-  // read is misaligned or past the end.
+  // Queues all of `reads` or none, and returns at once. The last block of the file may reach past its end by
+  // less than alignment(); what lies there is not written. Throws IoError: queue full, or which field of
+  // which read is misaligned or past the end.
   virtual void submit(std::span<const Read> reads) = 0;
   // Blocks until `min_done` reads have ended (min_done <= tags.size()); writes their tags, oldest completion
-  // first, and returns how many. Throws IoError on a short or failed read, with path, offset, got, wanted.
+  // first, and returns how many. Throws IoError on a short or failed read, with path, offset, got, wanted;
+  // after that the Reader is good for nothing but destruction.
   virtual size_t wait(std::span<uint64_t> tags, size_t min_done) = 0;
 };
 
 struct ReaderOptions {
-  std::string backend = "auto";   // auto | io_uring | pread | memory | null
-  size_t depth = 64;
-  bool direct = true;             // O_DIRECT where the file system takes it (tried by a real read), else buffered
+  std::string backend = "auto";  // auto | io_uring | pread | memory | null
+  size_t depth = 64;             // 1 to 4096; pread starts up to 16 threads
+  bool direct = true;  // O_DIRECT where the file system takes it (tried by a real read), else buffered
 };
 std::unique_ptr<Reader> open_reader(const std::string& path, const ReaderOptions& options);
 bool io_uring_compiled();
-bool io_uring_works();            // the kernel lets us set one up
+bool io_uring_works();  // the kernel lets us set one up
 
-// Reads [offset, offset + dst.size()) with large overlapped reads. dst need not be aligned in size.
+// Reads [offset, offset + dst.size()) with large overlapped reads: past the page cache at the rate of the
+// drive, or from it if the file is there. Fastest if offset and dst are multiples of 4 KiB; the size may be
+// any.
 void read_all(const std::string& path, uint64_t offset, std::span<uint8_t> dst);
 
 }  // namespace hotset::io
