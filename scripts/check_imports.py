@@ -26,12 +26,13 @@ PYTHON_ROOMS = {
     "tokenizer": f"{_BASE} formats",
     "planner": f"{_BASE} config",
     "reference": f"{_LOW} models",
-    "engine": f"{_LOW} models",
-    "llm": f"{_LOW} models formats tokenizer engine tools",  # tools: only to turn a model's name into a store
-    "tools": f"{_LOW} models formats tokenizer planner llm engine",  # llm: measurements drive it from outside
-    "cli": f"{_LOW} models formats tokenizer planner tools engine llm",
-    "server": f"{_LOW} models formats tokenizer tools engine llm",
-    "__init__": f"{_LOW} llm engine",
+    "params": _BASE,
+    "engine": f"{_LOW} params models",
+    "llm": f"{_LOW} params models formats tokenizer engine tools",  # tools: only to turn a name into a store
+    "tools": f"{_LOW} params models formats tokenizer planner llm engine",  # llm: measurements drive it from outside
+    "cli": f"{_LOW} __init__ params models formats tokenizer planner tools engine llm",
+    "server": f"{_LOW} __init__ params models formats tokenizer tools engine llm",
+    "__init__": f"{_LOW} params tokenizer llm engine",
     "__main__": "cli",
 }
 NATIVE_ROOMS = {

@@ -1,0 +1,64 @@
+"""What the comparisons share: the real model's files, hotset as a process, result files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import peers
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench/results"
+MODELS = ROOT / "build/models"
+HOTSET = [sys.executable, "-m", "hotset.cli.main"]
+
+
+def hotset(*args: str) -> dict[str, Any]:
+    """Runs one command of hotset with --json and returns what it printed."""
+    done = subprocess.run([*HOTSET, *args, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"hotset {' '.join(args)} exited with {done.returncode}: {done.stderr[-800:]}")
+    parsed: dict[str, Any] = json.loads(done.stdout)
+    return parsed
+
+
+def store_of(gguf: Path) -> Path:
+    """The store made from a GGUF file; converted once, the weights unchanged."""
+    dest = MODELS / gguf.stem
+    if not (dest / "manifest.json").exists():
+        hotset("convert", str(gguf), str(dest))
+    return dest
+
+
+def smollm2() -> Path:
+    """The GGUF (Q4_1) of SmolLM2-135M-Instruct, downloaded once."""
+    if given := os.environ.get("HOTSET_SMOLLM2"):
+        return Path(given)
+    from hotset.tools.pull import download
+
+    return download("smollm2-135m-instruct")
+
+
+def smollm2_as(kind: str) -> Path:
+    """The real model in another GGUF type, made by llama.cpp."""
+    return smollm2() if kind == "Q4_1" else peers.quantize(smollm2(), kind, MODELS)
+
+
+def result_path(what: str, cpu_model: str) -> Path:
+    """bench/results/WHAT-CPU-DATE.json."""
+    from datetime import UTC, datetime
+
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu_model.lower()).strip("-")
+    return RESULTS / f"{what}-{slug}-{datetime.now(UTC):%Y-%m-%d}.json"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
