@@ -1,0 +1,293 @@
+"""Makes tests/golden/vectors: tiny random models of every family with the logits that transformers computes for them.
+
+    pip install "torch==2.13.0" transformers
+    python scripts/make_vectors.py [NAME ...]
+
+Each folder holds config.json (in the spelling of transformers 4 or 5), model.safetensors and expected.safetensors:
+tokens [n], logits [n, vocab] after each of them, continuation [m] (greedy, with transformers' own cache) and its logits
+[m, vocab]. All computed in float32 with eager attention, from weights that the stored dtype holds exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "vectors"
+CONTINUATION = 12  # greedy tokens
+LEAST_GAP = 0.05  # between the two best logits wherever argmax is compared; rounding must not swap them
+# Sharp attention, logits far apart, and blocks that matter beside the embedding (or a tied head repeats the token).
+GAIN = {"q_proj": 1.6, "k_proj": 1.6, "o_proj": 3.0, "out_proj": 3.0, "down_proj": 4.0, "fc2": 3.0, "lm_head": 3.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model. `config` holds what differs from BASE; a value of None removes a key."""
+
+    name: str
+    model_type: str
+    architecture: str
+    config: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 56
+    dtype: torch.dtype = torch.bfloat16
+
+
+BASE: dict[str, Any] = {
+    "vocab_size": 208,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+LLAMA = ("llama", "LlamaForCausalLM")
+OPT: dict[str, Any] = {
+    **dict.fromkeys(("intermediate_size", "num_key_value_heads", "rms_norm_eps", "rope_theta")),
+    "ffn_dim": 104,
+    "word_embed_proj_dim": 64,
+    "do_layer_norm_before": True,
+    "activation_function": "relu",
+}
+
+CASES = (
+    # Sizes that fill neither the 16 rows nor the 64 columns of a packed block, nor a group of 32.
+    Case("llama", *LLAMA, {"hidden_size": 72, "intermediate_size": 100, "num_attention_heads": 6, "vocab_size": 203}),
+    Case(
+        "llama_biases_tied",
+        *LLAMA,
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 24, "hidden_act": "gelu"},
+        dtype=torch.float16,
+    ),
+    Case("llama_linear", *LLAMA, {"rope_scaling": {"type": "linear", "factor": 4.0}}, dtype=torch.float16),
+    # Both the prompt and its continuation lie beyond the original context.
+    Case(
+        "llama_dynamic",
+        *LLAMA,
+        {"max_position_embeddings": 32, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    ),
+    Case(
+        "llama_llama3",
+        *LLAMA,
+        {
+            "num_key_value_heads": 1,
+            "rope_theta": None,
+            "rope_parameters": {
+                "rope_theta": 500.0,
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    Case(
+        "llama_yarn",
+        *LLAMA,
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+            }
+        },
+    ),
+    Case(
+        "llama_yarn_mscale",
+        *LLAMA,
+        {
+            "rope_theta": None,
+            "rope_parameters": {
+                "rope_theta": 1000.0,
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 32,
+                "mscale": 0.7,
+                "mscale_all_dim": 1.3,
+                "truncate": False,
+            },
+        },
+    ),
+    Case("mistral", "mistral", "MistralForCausalLM", {"sliding_window": 16, "head_dim": 32}),
+    Case(
+        "qwen2",
+        "qwen2",
+        "Qwen2ForCausalLM",
+        {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 10, "max_window_layers": 1},
+    ),
+    Case(
+        "qwen2_tied",
+        "qwen2",
+        "Qwen2ForCausalLM",
+        {
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_theta": None,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+            "layer_types": ["full_attention", "full_attention"],
+            "sliding_window": None,
+            "use_sliding_window": False,
+        },
+    ),
+    Case("qwen3", "qwen3", "Qwen3ForCausalLM", {"head_dim": 32, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}),
+    Case(
+        "gemma3",
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "sliding_window": 12,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 24,
+            "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "tie_word_embeddings": True,
+            "final_logit_softcapping": 30.0,
+            "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
+    Case(
+        "gemma3_layer_types",
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 32,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 32,
+            "rope_theta": None,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 500000.0, "rope_type": "default"},
+                "sliding_attention": {"rope_theta": 2000.0, "rope_type": "default"},
+            },
+            "tie_word_embeddings": True,
+        },
+    ),
+    Case("olmo2", "olmo2", "Olmo2ForCausalLM", {"rope_theta": 500000.0, "rms_norm_eps": 1e-6}),
+    Case("opt", "opt", "OPTForCausalLM", {**OPT, "tie_word_embeddings": True}),
+    Case(
+        "opt_no_bias",
+        "opt",
+        "OPTForCausalLM",
+        {**OPT, "enable_bias": False, "ffn_dim": 72, "vocab_size": 112, "max_position_embeddings": 80},
+        dtype=torch.float32,
+    ),
+)
+
+
+def config_of(case: Case) -> dict[str, Any]:
+    """The config.json as a file would have it."""
+    values = {**BASE, **case.config}
+    head = {"architectures": [case.architecture], "model_type": case.model_type, "bos_token_id": 1, "eos_token_id": 2}
+    # null has a meaning of its own where a window is concerned; elsewhere the key goes.
+    return head | {key: value for key, value in values.items() if value is not None or key == "sliding_window"}
+
+
+def build(folder: Path, case: Case, seed: int) -> torch.nn.Module:
+    """The model that transformers makes of folder/config.json, with random weights."""
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(_random(name, weight.shape, generator, case).to(case.dtype))
+    return model
+
+
+def _random(name: str, shape: torch.Size, generator: torch.Generator, case: Case) -> torch.Tensor:
+    noise = torch.randn(shape, generator=generator)
+    if name.endswith("bias"):
+        return 0.2 * noise
+    if len(shape) == 1 and case.model_type.startswith("gemma"):
+        # What is added to 1. The embedding is scaled up, so the blocks' outputs must be, to matter beside it.
+        return 0.2 * noise + (4.0 if "post_" in name else 0.0)
+    if len(shape) == 1:
+        return 0.2 * noise + 1.0
+    if "embed" in name:
+        return (0.25 if case.model_type.startswith("gemma") else 0.5) * noise
+    gain = next((value for key, value in GAIN.items() if key in name), 1.0)
+    return gain * noise / shape[1] ** 0.5
+
+
+@torch.no_grad()
+def expected(model: torch.nn.Module, case: Case, seed: int) -> dict[str, torch.Tensor]:
+    """Logits of a random prompt in one forward, and of a greedy continuation token by token."""
+    vocab = model.config.vocab_size
+    tokens = torch.randint(3, vocab, (1, case.tokens), generator=torch.Generator().manual_seed(seed))
+    out = model(tokens, use_cache=True)
+    continuation, logits = [], []
+    last = out.logits[0, -1]
+    for _ in range(CONTINUATION):
+        continuation.append(int(last.argmax()))
+        step = model(torch.tensor([[continuation[-1]]]), past_key_values=out.past_key_values, use_cache=True)
+        last = step.logits[0, -1]
+        logits.append(last)
+    return {
+        "tokens": tokens[0].to(torch.int32),
+        "logits": out.logits[0].contiguous(),
+        "continuation": torch.tensor(continuation, dtype=torch.int32),
+        "continuation_logits": torch.stack(logits),
+    }
+
+
+def least_gap(values: dict[str, torch.Tensor]) -> float:
+    """Smallest distance of the two best logits, over the end of the prompt and the continuation."""
+    rows = torch.cat([values["logits"][-1:], values["continuation_logits"]])
+    best = rows.topk(2).values
+    return float((best[:, 0] - best[:, 1]).min())
+
+
+def clearest(model: torch.nn.Module, case: Case) -> dict[str, torch.Tensor]:
+    """The first of some prompts whose greedy continuation is clear and does not just repeat itself."""
+    for seed in range(200):
+        values = expected(model, case, seed)
+        if least_gap(values) >= LEAST_GAP and len(set(values["continuation"].tolist())) > CONTINUATION // 2:
+            return values
+    raise SystemExit(f"{case.name}: no prompt gives a varied continuation with logits {LEAST_GAP} apart")
+
+
+def stored_tensors(model: torch.nn.Module, case: Case) -> dict[str, torch.Tensor]:
+    """What a checkpoint of this model holds: every parameter once, tied ones under the embedding's name."""
+    return {name: weight.detach().to(case.dtype).contiguous() for name, weight in model.named_parameters()}
+
+
+def write(case: Case, seed: int) -> None:
+    folder = FOLDER / case.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_of(case), indent=2) + "\n")
+    model = build(folder, case, seed)
+    values = clearest(model, case)
+    save_file(stored_tensors(model, case), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(values, folder / "expected.safetensors")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    std = float(values["logits"].std())
+    gap, variety = least_gap(values), len(set(values["continuation"].tolist()))
+    print(f"{case.name:20} {size / 1024:4.0f} KiB  std {std:.2f}  gap {gap:.3f}  {variety} different tokens")
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    for seed, case in enumerate(CASES):
+        if not names or case.name in names:
+            write(case, seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
