@@ -24,9 +24,9 @@ class Exact:
 class Float32Noise(Exact):
     """Every result off by as much as float32 arithmetic may make it: random, in the size of the error bound.
 
-    A dot product of n terms gets an error of sqrt(n) eps |w| |x| (probabilistic bound of Higham & Mary, SIAM J. Sci.
-    Comput. 41(5), 2019); it holds for any order of summation. Running the model a few times like this shows how far
-    errors grow on their way to the logits (Monte Carlo arithmetic, Parker 1997).
+    A dot product gets an error of eps |w| |x|, twice the unit roundoff: rounding errors of data around zero add up like
+    a random walk, in any order of summation (Higham & Mary, SIAM J. Sci. Comput. 42(5), 2020). Running the model a few
+    times like this shows how far errors grow on their way to the logits (Monte Carlo arithmetic, Parker 1997).
     """
 
     def __init__(self, seed: int, eps: float = EPS32) -> None:
@@ -35,7 +35,7 @@ class Float32Noise(Exact):
 
     def linear(self, weight: Array, x: Array) -> Array:
         size = np.linalg.norm(x, axis=-1)[:, None] * np.linalg.norm(weight, axis=-1)
-        y: Array = x @ weight.T + self._noise(size.shape) * np.sqrt(x.shape[-1]) * size
+        y: Array = x @ weight.T + self._noise(size.shape) * size
         return y
 
     def rounded(self, y: Array, terms: int = 1) -> Array:
