@@ -1,0 +1,5 @@
+"""What prepares models: each tool is one file, and passes things on as files."""
+
+from hotset.tools.resolve import resolve_model
+
+__all__ = ["resolve_model"]

