@@ -74,6 +74,11 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether every text starts with BOS, unless encoded with add_special=False."""
+        return self.bos_id is not None and self.encode("")[:1] == [self.bos_id]
+
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Ids of `text`; special tokens written in it count as such. add_special: with BOS or EOS, as the model wants.
 

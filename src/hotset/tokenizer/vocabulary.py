@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hotset.errors import FormatError
@@ -62,6 +62,7 @@ class SpmRules:
 
 def spm_json(vocabulary: Vocabulary, scores: Sequence[float], rules: SpmRules) -> dict[str, Any]:
     """tokenizer.json of a SentencePiece BPE. scores: by id, higher merges first."""
+    vocabulary = replace(vocabulary, tokens=_as_in_text(vocabulary))
     ids = vocabulary.ids()
     unknown = next((t for t, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == UNKNOWN), None)
     merges = [[left, right] for left, right in spm_merges(vocabulary, scores)]
@@ -75,6 +76,12 @@ def spm_json(vocabulary: Vocabulary, scores: Sequence[float], rules: SpmRules) -
     return _tokenizer_json(
         vocabulary, model, normalizer=_spm_normalizer(rules), pre_tokenizer=None, decoder=_spm_decoder(rules)
     )
+
+
+def _as_in_text(vocabulary: Vocabulary) -> list[str]:
+    """Tokens that the user defined are looked for before spaces are replaced, so they are written with spaces."""
+    pairs = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    return [token.replace(SPACE, " ") if kind == USER_DEFINED else token for token, kind in pairs]
 
 
 def spm_merges(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:

@@ -1,0 +1,169 @@
+"""What a model needs in memory, and the largest context that a budget allows. Pure functions but for `Host`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hotset.config import ModelConfig
+from hotset.engine.backend import PAGE
+from hotset.errors import MemoryBudgetError, UsageError
+
+KvType = Literal["f16", "int8"]
+MIB = 1 << 20
+
+_DEFAULT_CONTEXT = 8192
+_LEAST_CONTEXT = 512  # tokens; below this a model is of little use, so it is not chosen silently
+_STEP_SIZES = (512, 256, 128, 64)  # tokens computed at once: fewer need less scratch memory but prefill slower
+# Logit rows of one step (score.py), thread stacks, KV page tables, growth of Python's heap while running.
+_RESERVE = 64 * MIB
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_bytes(size: str | int) -> int:
+    """'4GiB', '500 MB', '1024' or a number of bytes. Raises UsageError."""
+    if isinstance(size, int) and not isinstance(size, bool):
+        value = size
+    else:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", str(size).strip().upper())
+        value = int(float(match[1]) * _SUFFIXES[match[2] or ""]) if match else 0
+    if value <= 0:
+        raise UsageError(f"{size!r} is no size; write a number and a unit, such as 4GiB or 500MB")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Memory of this process and machine, in bytes."""
+
+    base: int  # what the process holds before weights are loaded
+    free: int  # what the machine or its cgroup can still give
+
+    @staticmethod
+    def measure() -> Host:
+        return Host(base=_status("VmRSS"), free=min(_meminfo("MemAvailable"), _cgroup_free()))
+
+
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """How a budget is spent. kv_tokens: in all sequences together."""
+
+    context: int
+    kv_tokens: int
+    max_step_tokens: int
+
+
+def kv_bytes(config: ModelConfig, kv: KvType, tokens: int) -> int:
+    """KV cache for `tokens`, whole pages of 64; layout in native/kernels/kernels.h."""
+    width = -(-config.head_dim // 16) * 16
+    page = PAGE * (4 * width if kv == "f16" else 2 * width + 8)
+    return -(-tokens // PAGE) * page * len(config.layers) * config.kv_heads
+
+
+def scratch_bytes(config: ModelConfig, max_step_tokens: int) -> int:
+    """Activations of one step: upper bound of native/model/forward.cc, logits of 16 rows included."""
+    heads, kv_heads = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    floats = [config.hidden] * 3 + [heads] * 2 + [kv_heads] * 2 + [config.ffn]
+    quantized = [config.hidden, heads, config.ffn]
+    row = 4 * sum(map(_padded, floats)) + sum(_padded(n) * 5 // 4 for n in quantized)
+    buffers = len(floats) + len(quantized) + 1
+    return max_step_tokens * row + 16 * 4 * _padded(config.vocab) + buffers * 2 * MIB  # each ends on a huge page
+
+
+def allot(
+    config: ModelConfig,
+    weight_bytes: int,
+    host: Host,
+    *,
+    kv: KvType,
+    memory: int | None,
+    context: int | None,
+    kv_tokens: int | None,
+    mapped: bool = False,
+) -> Allotment:
+    """The largest context, up to what is asked for, that fits.
+
+    memory: hard budget in bytes; None: what the machine has free. mapped: weights come from the page cache, so without
+        a budget they need no free memory.
+    Raises: UsageError if the context exceeds the model's; MemoryBudgetError naming the least budget that works.
+    """
+    _check(config, context, kv_tokens)
+    fixed = weight_bytes + _RESERVE
+    unlimited = host.free - (_RESERVE if mapped else fixed)
+    room = unlimited if memory is None else memory - host.base - fixed
+    wanted = context or min(config.context, _DEFAULT_CONTEXT)
+    least = context or min(config.context, _LEAST_CONTEXT)
+    for step in _STEP_SIZES:
+        left = room - scratch_bytes(config, step)
+        fitting = max(0, left) // kv_bytes(config, kv, PAGE) * PAGE
+        if fitting >= (enough := max(wanted, kv_tokens or 0)):
+            return Allotment(wanted, enough, step)
+    if kv_tokens is None and fitting >= least:
+        return Allotment(fitting, fitting, step)
+    needed = fixed + scratch_bytes(config, step) + kv_bytes(config, kv, max(least, kv_tokens or 0))
+    raise _too_small(memory, host, needed, weight_bytes, max(least, kv_tokens or 0))
+
+
+def _too_small(memory: int | None, host: Host, needed: int, weights: int, tokens: int) -> MemoryBudgetError:
+    needs = f"weights {_mib(weights)}, the rest for a context of {tokens} tokens {_mib(needed - weights)}"
+    if memory is None:
+        return MemoryBudgetError(
+            f"{_mib(host.free)} of memory are free; the model needs {_mib(needed)} ({needs}). Close other programs, "
+            "ask for a smaller context, or convert the model to a smaller weight format"
+        )
+    least = -(-(needed + host.base) // MIB)
+    return MemoryBudgetError(
+        f"a memory budget of {_mib(memory)} is too small; the least that works is {least}MiB ({needs}, this process "
+        f"{_mib(host.base)}). Raise the budget, ask for a smaller context, or convert to a smaller weight format"
+    )
+
+
+def _check(config: ModelConfig, context: int | None, kv_tokens: int | None) -> None:
+    if context is not None and (isinstance(context, bool) or not isinstance(context, int) or context < 2):
+        raise UsageError(f"context is {context!r}; wanted a whole number of at least 2 tokens")
+    if context is not None and context > config.context:
+        raise UsageError(f"context is {context} tokens; the model's limit is {config.context}")
+    if kv_tokens is not None and kv_tokens < (context or 1):
+        raise UsageError(f"kv_tokens is {kv_tokens}; wanted at least the context of {context or 1}")
+
+
+def _padded(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+def _mib(count: int) -> str:
+    return f"{-(-count // MIB)}MiB"
+
+
+def _status(key: str) -> int:
+    return _kib("/proc/self/status", key)
+
+
+def _meminfo(key: str) -> int:
+    return _kib("/proc/meminfo", key)
+
+
+def _kib(path: str, key: str) -> int:
+    """A line `key: 123 kB` of a file of /proc, in bytes. The system promises these files; so a miss is a bug."""
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"{path} has no {key}")
+
+
+def _cgroup_free() -> int:
+    """What the cgroup this process starts in may still take; a huge number without a limit."""
+    root = Path("/sys/fs/cgroup")
+    for limit, used in (
+        (root / "memory.max", root / "memory.current"),
+        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            text = limit.read_text().strip()
+            if text != "max":
+                return max(0, int(text) - int(used.read_text()))
+        except (OSError, ValueError):
+            continue
+    return 1 << 62

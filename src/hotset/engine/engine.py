@@ -1,0 +1,216 @@
+"""The step loop: plan, compute, draw, and hand out what came of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from hotset.engine.backend import Core, Decoder, DrawFactory
+from hotset.engine.output import Chunk, TokenLogprob
+from hotset.engine.prefix_cache import PrefixCache
+from hotset.engine.scheduler import Scheduler, Slice
+from hotset.engine.sequence import Request, Sequence
+from hotset.engine.stops import StopMatcher
+from hotset.errors import InputError, MemoryBudgetError
+from hotset.params import SamplingParams, sample_seed
+
+
+class Engine:
+    """Runs requests in common steps. Safe for several threads: each drives the steps it waits for, one at a time.
+
+    core: the native engine. context: most tokens of a sequence, prompt and output; its KV cache must hold that many.
+    draw_factory: makes the sampler of a sequence. make_decoder: tokens to text. token_text: of one token.
+    reuse: whether finished sequences are kept for prompts that begin alike.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        vocab: int,
+        context: int,
+        max_step_tokens: int,
+        draw_factory: DrawFactory,
+        make_decoder: Callable[[], Decoder],
+        token_text: Callable[[int], str],
+        reuse: bool = True,
+    ) -> None:
+        self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
+        self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
+        self.cache = PrefixCache(core)
+        self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
+        self.lock = threading.RLock()
+        self._requests = 0
+
+    def submit(
+        self, prompt: list[int], params: SamplingParams, seed: int, ends: frozenset[int], echoed: str = ""
+    ) -> Request:
+        """Queues a prompt; `advance` computes it. ends: tokens that end the answer.
+
+        Raises: InputError for an empty or too long prompt, or a token that the model does not have.
+        """
+        self.check(prompt)
+        request = Request(list(prompt), params, seed, ends, echoed)
+        for index in range(params.n):
+            draw = self._draw_factory(params, sample_seed(seed, index), request.prompt)
+            stops = StopMatcher(params.stops)
+            request.sequences.append(Sequence(request, index, list(prompt), draw, self._make_decoder(), stops))
+        with self.lock:
+            self._requests += 1
+            request.number = self._requests
+            self._scheduler.add(request.sequences[0])  # the others begin where its prompt ends
+        return request
+
+    def check(self, prompt: list[int]) -> None:
+        """Raises InputError unless the prompt can be run."""
+        if not prompt:
+            raise InputError("the prompt is empty: it has no tokens; give at least one character")
+        if len(prompt) >= self.context:
+            raise InputError(
+                f"the prompt has {len(prompt)} tokens; the context holds {self.context}, and one must stay free for "
+                "the answer. Shorten the prompt, or load the model with a larger context"
+            )
+        for token in prompt:
+            if not isinstance(token, (int, np.integer)) or not 0 <= token < self.vocab:
+                raise InputError(f"token id {token!r} is unknown; this model's go from 0 to {self.vocab - 1}")
+
+    def advance(self, request: Request) -> None:
+        """One step, if the request is not finished. Other requests advance with it.
+
+        Raises what the step raised; KeyboardInterrupt leaves every request as it was before the step.
+        """
+        with self.lock:
+            if not request.finished:
+                self._run_step()
+            if request.error is not None:
+                raise request.error
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request early; what it computed stays for prompts that begin alike. Waits for a running step."""
+        with self.lock:
+            for sequence in request.sequences:
+                if sequence.finish_reason is None:
+                    self._end(sequence, keep=True)
+                    sequence.finish_reason = "cancelled"
+            request.ended = request.ended or time.perf_counter()
+
+    def make_room(self, tokens: int) -> None:
+        """Frees old prefixes until the KV cache has room for `tokens` more.
+
+        Raises: InputError if they exceed the context; MemoryBudgetError if running requests hold the rest.
+        """
+        if tokens > self.context:
+            raise InputError(f"the text has {tokens} tokens; the context holds {self.context}")
+        while (free := self.core.kv_free_tokens()) < tokens:
+            if not self.cache.evict():
+                raise MemoryBudgetError(
+                    f"the KV cache has room for {free} more tokens while other requests run; {tokens} are needed. "
+                    "Wait for them, or load the model with more kv_tokens"
+                )
+
+    def _run_step(self) -> None:
+        for abandoned in {s.request for s in self._scheduler.active if s.request.abandoned}:
+            self.cancel(abandoned)
+        slices = self._scheduler.plan()
+        if not slices:
+            return
+        try:
+            self._compute(slices)
+            self._draw_all([s.sequence for s in slices if s.sequence.pending == 0])
+        except BaseException:
+            self._resync()
+            raise
+
+    def _compute(self, slices: list[Slice]) -> None:
+        sequences = [s.sequence for s in slices]
+        tokens = [t for s in slices for t in s.sequence.tokens[s.sequence.computed : s.sequence.computed + s.count]]
+        self.core.step(
+            np.array([s.handle for s in sequences], np.int32),
+            np.array([s.count for s in slices], np.int32),
+            np.array(tokens, np.int32),
+            np.array([s.wants_logits for s in slices], np.uint8),
+            np.array([len(s.tokens) for s in sequences], np.int64),
+        )
+        for s in slices:
+            s.sequence.computed += s.count
+            s.sequence.shares_page = False
+
+    def _draw_all(self, sequences: list[Sequence]) -> None:
+        """Draws for each row of logits; at the end of a prompt, for all its samples from the same row."""
+        for row, leader in enumerate(sequences):
+            siblings = [] if leader.chunks or leader.index else self._fork_siblings(leader)
+            for sequence in (leader, *siblings):
+                try:
+                    self._draw_one(sequence, row)
+                except Exception as error:  # of this request alone, e.g. NaN logits
+                    self._fail(sequence.request, error)
+                    break
+
+    def _fork_siblings(self, leader: Sequence) -> list[Sequence]:
+        """Starts the other samples of a request where its prompt ends."""
+        assert leader.handle is not None
+        siblings = [s for s in leader.request.sequences[1:] if s.handle is None]
+        for sequence in siblings:
+            sequence.handle = self.core.sequence_fork(leader.handle)
+            sequence.computed, sequence.shares_page, leader.shares_page = leader.computed, True, True
+            self._scheduler.add(sequence)
+        return siblings
+
+    def _draw_one(self, sequence: Sequence, row: int) -> None:
+        token, logprob = sequence.draw(row)
+        request, count = sequence.request, sequence.request.params.logprobs
+        top: tuple[TokenLogprob, ...] = ()
+        if count:
+            ids, values = self.core.top_logprobs(row, count)
+            pairs = zip(ids.tolist(), values.tolist(), strict=True)
+            top = tuple(TokenLogprob(i, self._token_text(i), value) for i, value in pairs)
+        sequence.tokens.append(token)
+        text, reason = self._text_of(sequence, token)
+        text = text if sequence.chunks else request.echoed + text
+        chunk = Chunk(text, token, logprob, top, sequence.index, sequence.finish_reason, reason)
+        sequence.chunks.append(chunk)
+        request.chunks.append(chunk)
+        request.first_token = request.first_token or time.perf_counter()
+        if chunk.finish_reason is not None:
+            self._end(sequence, keep=True)
+
+    def _text_of(self, sequence: Sequence, token: int) -> tuple[str, str | int | None]:
+        """The text that `token` sets free, and why the sequence ends, if it does (then finish_reason is set)."""
+        request, params = sequence.request, sequence.request.params
+        if token in request.stop_tokens:
+            sequence.finish_reason = "stop"
+            return sequence.stops.push(sequence.decoder.flush())[0] + sequence.stops.flush(), token
+        text, stop = sequence.stops.push(sequence.decoder.push(token))
+        if stop is not None:
+            sequence.finish_reason = "stop"
+            return text, stop
+        output = len(sequence.tokens) - len(request.prompt)
+        if output == params.max_tokens or len(sequence.tokens) >= self.context:
+            sequence.finish_reason = "length"
+            text += sequence.stops.push(sequence.decoder.flush())[0] + sequence.stops.flush()
+        return text, None
+
+    def _end(self, sequence: Sequence, *, keep: bool) -> None:
+        if sequence in self._scheduler.active:
+            self._scheduler.remove(sequence, keep=keep)
+        request = sequence.request
+        if all(s.finish_reason is not None for s in request.sequences):
+            request.ended = time.perf_counter()
+
+    def _fail(self, request: Request, error: BaseException) -> None:
+        for sequence in request.sequences:
+            sequence.finish_reason = sequence.finish_reason or "cancelled"
+            self._end(sequence, keep=False)
+        request.error = error
+
+    def _resync(self) -> None:
+        """After an interrupted step: counts what the cache really holds; a token whose logits were lost is redone."""
+        for sequence in self._scheduler.active:
+            if sequence.handle is None:
+                continue
+            length = min(self.core.sequence_length(sequence.handle), len(sequence.tokens) - 1)
+            self.core.sequence_truncate(sequence.handle, length)
+            sequence.computed = length

@@ -1,0 +1,92 @@
+"""What an answer consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One generated token. Texts of all chunks of a sample, joined, are the sample's text.
+
+    text may be empty: while a character is incomplete, or while it may be the beginning of a stop text.
+    """
+
+    text: str
+    token: int
+    logprob: float  # natural logarithm of its probability before any filter
+    top_logprobs: tuple[TokenLogprob, ...] = ()  # likeliest first; params.logprobs of them
+    index: int = 0  # which of the n samples
+    finish_reason: FinishReason | None = None  # set on the last chunk of a sample
+    stop_reason: str | int | None = None  # the stop text or token that ended it
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    text: str
+    tokens: tuple[int, ...]  # with the one that ended it
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+
+    @property
+    def cumulative_logprob(self) -> float:
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Times of one request, in seconds, waiting for other requests included."""
+
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt; taken over from earlier requests
+    output_tokens: int  # of all samples
+    ttft: float  # from request to first token
+    total: float
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens computed per second; 0 if none was measured."""
+        return (self.prompt_tokens - self.cached_tokens) / self.ttft if self.ttft > 0 else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second after the first, which belongs to the prompt's time; 0 if there was no second."""
+        elapsed = self.total - self.ttft
+        return (self.output_tokens - 1) / elapsed if self.output_tokens > 1 and elapsed > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer; with n > 1, `samples` has them all and the properties speak of the first."""
+
+    samples: tuple[Sample, ...]
+    seed: int
+    stats: Stats
+
+    @property
+    def text(self) -> str:
+        return self.samples[0].text
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.samples[0].tokens
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        return self.samples[0].logprobs
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.samples[0].finish_reason

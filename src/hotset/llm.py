@@ -1,0 +1,301 @@
+"""The front door: a model by name or path, and text out of it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset import _core
+from hotset.config import ModelConfig
+from hotset.engine import Chunk, Completion, Engine, Request, Sample, Stats, Stream, TokenLogprob, score
+from hotset.engine.budget import Allotment, Host, KvType, allot, parse_bytes
+from hotset.engine.native import draw_factory
+from hotset.engine.score import Perplexity
+from hotset.errors import InputError, UsageError
+from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, is_store, open_store
+from hotset.models import Model, resolve
+from hotset.params import SamplingParams, merged
+from hotset.tokenizer import Tokenizer
+
+__all__ = ["LLM", "Chunk", "Completion", "Perplexity", "Sample", "Stats", "Stream", "TokenLogprob"]
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+_SILENT: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
+
+
+class LLM:
+    """A loaded model.
+
+    Args:
+        model: a store; or anything `hotset convert` takes (GGUF file, Hugging Face folder or hub id) or `hotset pull`
+            knows, which is made a store in the cache first.
+        memory: hard budget, bytes or text such as "4GiB", for all memory of this process; None: what the machine has.
+        threads: None: all CPUs the process may use.
+        context: most tokens of prompt and answer; None: the model's limit, at most 8192, or what fits.
+        kv_tokens: tokens that the KV cache holds in all sequences together; None: `context`.
+        kv: format of the KV cache, "f16" or "int8".
+        isa: kernels to use; None: the best that this CPU supports.
+        load: "read" (weights into huge pages, checked), "mmap" (mapped, unchecked) or "auto".
+        ignore_keys: keys of config.json to treat as absent.
+        reuse: keep finished prompts, so that the next one that begins alike starts where they differ.
+
+    Safe for several threads: their requests are computed in common steps.
+    Raises: a HotsetError whose message says what to do; MemoryBudgetError before anything is loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        memory: str | int | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        kv_tokens: int | None = None,
+        kv: KvType = "f16",
+        isa: str | None = None,
+        load: str = "auto",
+        ignore_keys: Collection[str] = (),
+        reuse: bool = True,
+    ) -> None:
+        _check_choices(threads, kv, load)
+        budget = None if memory is None else parse_bytes(memory)
+        self.store = open_store(_find_store(model, ignore_keys))
+        described = resolve(self.store.config, ignore_keys=ignore_keys)
+        self.config: ModelConfig = described.config
+        self.tokenizer = Tokenizer.load(self.store.path)
+        allotment = allot(
+            self.config,
+            self.store.weight_bytes,
+            Host.measure(),
+            kv=kv,
+            memory=budget,
+            context=context,
+            kv_tokens=kv_tokens,
+            mapped=load == "mmap",
+        )
+        core = _load(self.store, described, allotment, threads=threads or 0, kv=kv, isa=isa, load=load)
+        dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
+        self._engine: Engine | None = Engine(
+            core,
+            vocab=self.config.vocab,
+            context=allotment.context,
+            max_step_tokens=allotment.max_step_tokens,
+            draw_factory=draw_factory(core),
+            make_decoder=lambda: self.tokenizer.stream(skip_special=True),
+            token_text=self.tokenizer.token_text,
+            reuse=reuse and not dynamic,  # with dynamic RoPE, keys depend on the length of the whole text
+        )
+        self._core: _core.Engine | None = core
+
+    @overload
+    def generate(self, prompt: str | list[int], params: SamplingParams | None = None, **options: Any) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], params: SamplingParams | None = None, **options: Any
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompt: str | list[int] | list[str] | list[list[int]],
+        params: SamplingParams | None = None,
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Continues a prompt (text or token ids), or several at once.
+
+        options: fields of SamplingParams, in place of `params` or on top of it.
+        """
+        many = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
+        prompts: list[Any] = list(prompt) if many else [prompt]
+        chosen = merged(params, options)
+        requests = [self._submit(self._encode(one), chosen) for one in prompts]
+        completions = self._run(requests)
+        return completions if many else completions[0]
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **options: Any) -> Completion:
+        """Answers a conversation of {"role": …, "content": …}, put in the model's form by its chat template."""
+        return self._run([self._submit(self._encode_chat(messages), merged(params, options))])[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Stream:
+        """Like `generate` for one prompt, or `chat` for messages, token by token."""
+        encoded = self._encode_chat(prompt) if _is_messages(prompt) else self._encode(prompt)
+        return Stream(self._running(), self._submit(encoded, merged(params, options)))
+
+    async def astream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> AsyncIterator[Chunk]:
+        """`stream` for asyncio: steps run in a worker thread."""
+        stream = await asyncio.to_thread(self.stream, prompt, params, **options)
+        try:
+            while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
+                yield chunk
+        finally:
+            stream.abandon()  # the event loop does not wait for a running step
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        """Token ids of a text; add_special: with BOS and EOS where the model wants them."""
+        return self.tokenizer.encode(text, add_special)
+
+    def detokenize(self, tokens: Sequence[int], skip_special: bool = False) -> str:
+        return self.tokenizer.decode(tokens, skip_special)
+
+    def logits(self, prompt: str | Sequence[int]) -> NDArray[np.float32]:
+        """Logits after every token: [tokens, vocab]."""
+        return score.logits(self._running(), self._encode(prompt))
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        window: int = 512,
+        stride: int | None = None,
+        most_windows: int | None = None,
+        progress: Callable[[int, int], None] = _SILENT,
+    ) -> Perplexity:
+        """How surprised the model is by a text.
+
+        stride None: whole windows side by side, the second half of each scored, first token replaced by BOS where the
+        model uses it: the same numbers as llama.cpp's perplexity tool with `-c window`. Otherwise windows `stride`
+        tokens apart, each token scored once, as in Hugging Face's guide. most_windows: stop after so many.
+        """
+        engine = self._running()
+        if not 2 <= window <= engine.context:
+            raise UsageError(f"window is {window} tokens; wanted 2 to {engine.context}, the context")
+        if stride is not None and not 1 <= stride <= window:
+            raise UsageError(f"stride is {stride} tokens; wanted 1 to {window}, the window")
+        tokens = self._encode(text)
+        bos_id = None
+        if stride is None:
+            windows = score.half_windows(len(tokens), window)
+            bos_id = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
+        else:
+            windows = score.sliding_windows(len(tokens), window, stride)
+        return score.perplexity(engine, tokens, windows[:most_windows], bos_id=bos_id, progress=progress)
+
+    @property
+    def context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._running().context
+
+    @property
+    def threads(self) -> int:
+        return self._native().threads
+
+    @property
+    def isa(self) -> str:
+        """Name of the kernels in use."""
+        return self._native().isa
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_per_token."""
+        return self._native().stats
+
+    def clear(self) -> None:
+        """Forgets finished prompts that were kept for reuse."""
+        with self._running().lock:
+            self._running().cache.clear()
+
+    def close(self) -> None:
+        """Frees the model's memory. Streams still open end with an error."""
+        self._engine = self._core = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise UsageError("this LLM is closed; make a new one")
+        return self._engine
+
+    def _native(self) -> _core.Engine:
+        if self._core is None:
+            raise UsageError("this LLM is closed; make a new one")
+        return self._core
+
+    def _encode(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InputError("the prompt is empty; give at least one character (or token ids, such as BOS alone)")
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, bytes):
+            raise UsageError(f"the prompt is a {type(prompt).__name__}; wanted text or a list of token ids")
+        return list(prompt)
+
+    def _encode_chat(self, messages: Any) -> list[int]:
+        return self.tokenizer.encode(self.tokenizer.apply_chat_template(messages), add_special=False)
+
+    def _submit(self, tokens: list[int], params: SamplingParams) -> Request:
+        engine = self._running()
+        for token in (*params.logit_bias, *params.stop_token_ids):
+            if token >= self.config.vocab:
+                raise UsageError(f"token id {token} is unknown; this model's go from 0 to {self.config.vocab - 1}")
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.tokenizer.eos_ids)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        echoed = self.tokenizer.decode(tokens, skip_special=True) if params.echo else ""
+        return engine.submit(tokens, params, seed, ends, echoed)
+
+    def _run(self, requests: list[Request]) -> list[Completion]:
+        engine = self._running()
+        try:
+            for request in requests:
+                while not request.finished:
+                    engine.advance(request)
+        finally:
+            for request in requests:
+                engine.cancel(request)
+        return [request.completion() for request in requests]
+
+
+def _find_store(model: str | Path, ignore_keys: Collection[str]) -> Path:
+    path = Path(model).expanduser()
+    if is_store(path):
+        return path
+    from hotset.tools import resolve_model  # the one way up: a name must become a store before it can be run
+
+    return resolve_model(model, ignore_keys=ignore_keys)
+
+
+def _load(
+    store: Store, model: Model, allotment: Allotment, *, threads: int, kv: KvType, isa: str | None, load: str
+) -> _core.Engine:
+    found = [(spec, store.entries.get(spec.name)) for spec in model.tensors]
+    tensors = [
+        _core.TensorRef(spec.role, spec.layer, e.path, e.offset, e.bytes, e.fmt, e.rows, e.cols)
+        for spec, e in found
+        if e is not None  # the core names roles that are missing
+    ]
+    sums = [(str(store.path / name), store.files[name]) for name in WEIGHT_FILES]
+    return _core.Engine(
+        model.config.to_native(),
+        tensors,
+        checksums=[_core.FileChecksums(path, BLOCK_BYTES, s.bytes, s.crc32c) for path, s in sums if s.crc32c],
+        threads=threads,
+        kv_type=kv,
+        kv_tokens=allotment.kv_tokens,
+        max_step_tokens=allotment.max_step_tokens,
+        load=load,
+        isa=isa,
+    )
+
+
+def _check_choices(threads: int | None, kv: str, load: str) -> None:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads is {threads!r}; wanted a whole number of at least 1")
+    if kv not in ("f16", "int8"):
+        raise UsageError(f"kv is {kv!r}; wanted 'f16' or 'int8'")
+    if load not in ("auto", "read", "mmap"):
+        raise UsageError(f"load is {load!r}; wanted 'auto', 'read' or 'mmap'")
+
+
+def _is_messages(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
