@@ -129,6 +129,8 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
     ) -> AsyncIterator[Chunk]:
         """`stream` for asyncio: steps run in a worker thread."""
+        import asyncio  # slow to import, and most programs need it not
+
         stream = await asyncio.to_thread(self.stream, prompt, params, **options)
         try:
             while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
@@ -207,9 +209,7 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _running(self) -> Engine:
