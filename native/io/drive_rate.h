@@ -1,0 +1,20 @@
+// What a drive gives for one block size and queue depth, and what each read costs the CPU.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace hotset::io {
+
+struct DriveRate {
+  double bytes_per_s = 0, reads_per_s = 0;
+  double cpu_us_per_read = 0;  // user and kernel time of the process
+  bool direct = false;         // false: the file system has no direct I/O, so the page cache answered
+};
+
+// Reads whole blocks of an existing file for `seconds`, `depth` in flight, in random or rising order.
+// Throws IoError, also if the file is smaller than a block; InvalidArgument.
+DriveRate measure_drive(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
+                        bool random, double seconds);
+
+}  // namespace hotset::io
