@@ -143,9 +143,9 @@ void bind_engine(nb::module_& m) {
 
   nb::class_<Engine>(m, "Engine")
       .def("__init__", &make_engine, nb::arg("desc"), nb::arg("tensors"), nb::kw_only(),
-           nb::arg("threads") = 0, nb::arg("kv_type") = "f16", nb::arg("kv_tokens") = 4096,
-           nb::arg("max_step_tokens") = 512, nb::arg("load") = "auto", nb::arg("isa") = nb::none(),
-           nb::arg("pin") = true)
+           nb::arg("checksums") = nb::make_tuple(), nb::arg("threads") = 0, nb::arg("kv_type") = "f16",
+           nb::arg("kv_tokens") = 4096, nb::arg("max_step_tokens") = 512, nb::arg("load") = "auto",
+           nb::arg("isa") = nb::none(), nb::arg("pin") = true)
       .def("sequence_new", [](Engine& e) { return e.kv().create(); })
       .def(
           "sequence_fork", [](Engine& e, int32_t seq) { return e.kv().fork(seq); }, nb::arg("seq"))
