@@ -121,8 +121,8 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 def read_qwen_windows(cfg: Reader, layers: int) -> list[int]:
     """Windows of Qwen 2 and 3: layer_types if given, else full attention below max_window_layers."""
-    enabled = cfg.flag("use_sliding_window", False)
-    window = read_window(cfg, 4096) if enabled else 0
+    given = read_window(cfg, 4096)
+    window = given if cfg.flag("use_sliding_window", False) else 0
     first = cfg.count("max_window_layers", 28)
     types = cfg.strings("layer_types", LAYER_TYPES, layers)
     if types is None:
