@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,18 @@ def smollm2_as(kind: str) -> Path:
     return smollm2() if kind == "Q4_1" else peers.quantize(smollm2(), kind, MODELS)
 
 
+def random_7b() -> tuple[Path, Path]:
+    """Store and GGUF of random Q4_0 weights in the shape of Mistral 7B (4 GB each); made once."""
+    store, gguf = MODELS / "random-7b-q4_0", MODELS / "random-7b.Q4_0.gguf"
+    if not (store / "manifest.json").exists() or not gguf.exists():
+        from hotset.tools.random_model import random_model
+
+        random_model(store=store, gguf=gguf, quant="q4_0")
+    return store, gguf
+
+
 def result_path(what: str, cpu_model: str) -> Path:
     """bench/results/WHAT-CPU-DATE.json."""
-    from datetime import UTC, datetime
 
     slug = re.sub(r"[^a-z0-9]+", "-", cpu_model.lower()).strip("-")
     return RESULTS / f"{what}-{slug}-{datetime.now(UTC):%Y-%m-%d}.json"

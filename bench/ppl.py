@@ -17,7 +17,7 @@ from hotset.tools.result import Series, record, write
 def compare(gguf: Path, text: Path, chunks: int) -> dict[str, Any]:
     """Both perplexities, and by how much ours is above theirs."""
     theirs, error = peers.perplexity(gguf, text, chunks=chunks)
-    ours = hotset("eval", "ppl", str(store_of(gguf)), str(text), "--chunks", str(chunks))["perplexity"]
+    ours = hotset("eval", "ppl", str(store_of(gguf)), str(text), "--windows", str(chunks))["perplexity"]
     return {"hotset": ours, "llama.cpp": theirs, "standard_error": error, "difference": ours / theirs - 1}
 
 

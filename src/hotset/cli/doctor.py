@@ -24,11 +24,11 @@ def doctor(
 ) -> None:
     """Show what this host offers: kernels, cores, memory and drive rates, and what is missing."""
     from hotset.tools import doctor as tool
-    from hotset.tools.catalog import cache_folder
+    from hotset.tools.resolve import cache_dir
 
     found = tool.host()
-    rates = {} if quick else tool.memory_rates(found.cpu.cores)
-    drive = [] if quick else tool.drive_rates(path or cache_folder())
+    rates = {} if quick else tool.memory_rates(sorted({1, found.cpu.cores}))
+    drive = [] if quick else tool.drive_rates(path or cache_dir())
     advice = tool.advice(found)
     if json:
         measured = {"memory_bytes_per_s": rates, "drive": [asdict(rate) for rate in drive]}

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from hotset.errors import UsageError
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-
-def parse_bytes(text: str) -> int:
-    """'4GiB', '500M' or '1024' -> bytes. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", text.strip().upper())
-    if not match:
-        raise UsageError(f"'{text}' is no size; write a number and a unit, such as 4GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def parse_logit_bias(items: list[str]) -> dict[int, float]:
@@ -36,11 +26,24 @@ def parse_logit_bias(items: list[str]) -> dict[int, float]:
     return bias
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Names for shell completion: models in the cache and those known by a short name."""
-    from hotset.tools.catalog import model_names
+def numbers(text: str, flag: str) -> list[int]:
+    """'1,2,4' -> [1, 2, 4]; zeros are dropped. Raises UsageError."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{flag} '{text}': want whole numbers with commas between, such as 1,2,4") from None
+    if min(values) < 0:
+        raise UsageError(f"{flag} '{text}': want no negative numbers")
+    return [value for value in values if value]
 
-    return [name for name in model_names() if name.startswith(incomplete)]
+
+def complete_model(incomplete: str) -> list[str]:
+    """Names for shell completion: short names of models, and what lies here."""
+    from hotset.tools.resolve import ALIASES
+
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    beside = [str(path) for path in folder.iterdir()] if folder.is_dir() else []
+    return [name for name in (*ALIASES, *beside) if name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[
@@ -76,8 +79,6 @@ class EngineFlags:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `LLM`."""
         given = _given(self)
-        if self.memory is not None:
-            given["memory"] = parse_bytes(self.memory)
         if "ignore_key" in given:
             given["ignore_keys"] = tuple(given.pop("ignore_key"))
         return given
@@ -88,9 +89,9 @@ class SamplingFlags:
     """How tokens are chosen; unset flags leave the model's and the library's defaults."""
 
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = None
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")
-    ] = None
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = (
+        None
+    )
     top_k: Annotated[int | None, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0: all.")] = None
     top_p: Annotated[
         float | None, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens that sum to p.")

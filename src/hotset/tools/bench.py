@@ -1,29 +1,46 @@
-"""Speed of a model on this host: load, prefill and decode, and the share of the memory bandwidth that decode reaches."""
+"""Speed of a model on this host: load, prefill and decode, and the share of the memory bandwidth reached."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hotset.tools.result import Series
 
 if TYPE_CHECKING:
     from hotset import _core
+    from hotset.config import ModelConfig
 
-PREFILLS = (128, 512, 2048)
-DECODE = 128
 STEP_TOKENS = 512
 
 
-class Loader(Protocol):
-    """Loads the model for a number of threads, with room for so many tokens."""
+class Loaded(Protocol):
+    """A model in memory; `hotset.LLM`."""
 
-    def __call__(self, threads: int, kv_tokens: int) -> _core.Engine: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def core(self) -> _core.Engine: ...
+    def close(self) -> None: ...
+
+
+Loader = Callable[[int], Loaded]  # by number of threads
+
+
+@dataclass(frozen=True, slots=True)
+class Tests:
+    """What to measure. All rates are tokens/s of one sequence of random tokens."""
+
+    prefills: Sequence[int] = (128, 512, 2048)
+    decode: int = 128  # 0: none
+    repeats: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,73 +58,60 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchResult:
+class Measured:
     series: list[Series]
-    bounds: list[Bound]
-    stats: dict[str, float]  # of the last engine: weight_bytes, kv_bytes_used, …
+    stats: dict[str, float]  # of the core, at the end
+
+    def bounds(self, bandwidths: Mapping[int, float]) -> list[Bound]:
+        """One for each decode test whose number of threads has its memory bandwidth measured, in bytes/s."""
+        moved = self.stats["bytes_per_token"]
+        return [
+            Bound(s.threads, moved, bandwidths[s.threads], s.median)
+            for s in self.series
+            if s.test.startswith("decode") and s.threads in bandwidths
+        ]
 
 
-def measure(
-    load: Loader,
-    vocab: int,
-    *,
-    threads: Sequence[int],
-    prefills: Sequence[int] = PREFILLS,
-    decode: int = DECODE,
-    repeats: int = 3,
-    bandwidths: dict[int, float] | None = None,
-) -> BenchResult:
-    """Measures every test `repeats` times after one warm-up; rates in tokens/s, load in s.
+def measure(load: Loader, tests: Tests, threads: Sequence[int]) -> Measured:
+    """Loads the model once for each number of threads; every test runs once to warm up, then `repeats` times.
 
-    bandwidths: bytes/s by number of threads; bounds are given for those.
+    Tests longer than the model's context are left out.
     """
-    series, bounds, stats = [], [], {}
+    series: list[Series] = []
+    stats: dict[str, float] = {}
     for count in threads:
-        engine = load(count, max([*prefills, decode]) + 1)
-        stats = dict(engine.stats)
-        series.append(Series("load", "s", (stats["load_seconds"],), count))
-        for tokens in prefills:
-            series.append(_repeat(f"prefill{tokens}", count, repeats, lambda n=tokens: prefill(engine, n, vocab)))
-        if decode:
-            series.append(_repeat(f"decode{decode}", count, repeats, lambda: decode_rate(engine, decode, vocab)))
-            if bandwidths and count in bandwidths:
-                rate = series[-1].median
-                bounds.append(Bound(count, stats["bytes_per_token"], bandwidths[count], rate))
-        stats = dict(engine.stats)
-        del engine
-    return BenchResult(series, bounds, stats)
+        model = load(count)
+        series += _measure_loaded(model, tests, count)
+        stats = dict(model.core.stats)
+        model.close()
+    return Measured(series, stats)
 
 
-def _repeat(test: str, threads: int, repeats: int, once: Any) -> Series:
-    once()
-    return Series(test, "tokens/s", tuple(once() for _ in range(repeats)), threads)
+def _measure_loaded(model: Loaded, tests: Tests, threads: int) -> Iterator[Series]:
+    yield Series("load", "s", (model.core.stats["load_seconds"],), threads)
+    timed = [(f"prefill{n}", n, STEP_TOKENS) for n in tests.prefills]
+    if tests.decode:
+        timed.append((f"decode{tests.decode}", tests.decode, 1))
+    for name, tokens, at_once in timed:
+        if tokens > model.context:
+            continue
+        ids = np.random.default_rng(tokens).integers(0, model.config.vocab, tokens, dtype=np.int32)
+        rate(model.core, ids, at_once)
+        samples = tuple(rate(model.core, ids, at_once) for _ in range(tests.repeats))
+        yield Series(name, "tokens/s", samples, threads)
 
 
-def prefill(engine: _core.Engine, tokens: int, vocab: int) -> float:
-    """Tokens/s of a prompt of random tokens, logits of its last one included."""
-    ids = np.random.default_rng(tokens).integers(0, vocab, tokens, dtype=np.int32)
-    seq = engine.sequence_new()
+def rate(core: _core.Engine, ids: NDArray[np.int32], at_once: int) -> float:
+    """Tokens/s of `ids` from an empty context, `at_once` a step; logits after the last of each step or of all.
+
+    One at a time is decode without a sampler: logits after every token.
+    """
+    seq = core.sequence_new()
     started = time.perf_counter()
-    for start in range(0, tokens, STEP_TOKENS):
-        chunk = ids[start : start + STEP_TOKENS]
-        _step(engine, seq, chunk, want=start + len(chunk) == tokens)
+    for start in range(0, len(ids), at_once):
+        chunk = ids[start : start + at_once]
+        want = at_once == 1 or start + at_once >= len(ids)
+        core.step(np.array([seq], np.int32), np.array([len(chunk)], np.int32), chunk, np.array([want], np.uint8))
     elapsed = time.perf_counter() - started
-    engine.sequence_free(seq)
-    return tokens / elapsed
-
-
-def decode_rate(engine: _core.Engine, tokens: int, vocab: int) -> float:
-    """Tokens/s of single steps from an empty context; random tokens, so that no sampler is measured."""
-    ids = np.random.default_rng(tokens).integers(0, vocab, tokens, dtype=np.int32)
-    seq = engine.sequence_new()
-    started = time.perf_counter()
-    for i in range(tokens):
-        _step(engine, seq, ids[i : i + 1], want=True)
-    elapsed = time.perf_counter() - started
-    engine.sequence_free(seq)
-    return tokens / elapsed
-
-
-def _step(engine: _core.Engine, seq: int, ids: np.typing.NDArray[np.int32], *, want: bool) -> None:
-    seqs, counts = np.array([seq], np.int32), np.array([len(ids)], np.int32)
-    engine.step(seqs, counts, ids, np.array([want], np.uint8))
+    core.sequence_free(seq)
+    return len(ids) / elapsed

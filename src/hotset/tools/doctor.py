@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,10 +142,10 @@ def _read(path: Path | str) -> str:
         return ""
 
 
-def memory_rates(cores: int, seconds: float = 0.5) -> dict[int, float]:
-    """Sequential read rate in bytes/s by number of threads: 1 and all."""
+def memory_rates(threads: Collection[int], seconds: float = 0.5) -> dict[int, float]:
+    """Sequential read rate in bytes/s by number of threads."""
     megabytes = min(_BANDWIDTH_MIB, memory().available_bytes // _MIB // 4)
-    return {n: _core.memory_bandwidth(n, megabytes, seconds) for n in sorted({1, cores})}
+    return {n: _core.memory_bandwidth(n, megabytes, seconds) for n in threads}
 
 
 def drive_rates(folder: Path, seconds: float = 0.5) -> list[DriveRate]:

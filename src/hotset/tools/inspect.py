@@ -12,9 +12,6 @@ from hotset.config import ModelConfig
 from hotset.errors import UsageError
 from hotset.models import resolve
 
-_KV_PAGE = 64  # tokens; kPage of native/kernels/kernels.h
-_HEAD_PADDING = 16
-
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -56,10 +53,7 @@ def inspect(path: Path, *, ignore_keys: Collection[str] = ()) -> ModelInfo:
     """
     from hotset.formats.store import is_store
 
-    if path.is_dir():
-        kind = "store" if is_store(path) else "huggingface"
-    else:
-        kind = "gguf"
+    kind = "gguf" if path.is_file() else "store" if is_store(path) else "huggingface"
     if kind == "huggingface" and not (path / "config.json").is_file():
         raise UsageError(f"{path} is neither a store nor a Hugging Face folder: it has no config.json")
     config, tensors = {"store": _read_store, "gguf": _read_gguf, "huggingface": _read_huggingface}[kind](path)
@@ -95,10 +89,3 @@ def _read_huggingface(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:
         for name, (file, entry) in read_folder(path).items()
     ]
     return read_json(path / "config.json"), tensors
-
-
-def kv_bytes(config: ModelConfig, tokens: int, kv: str) -> int:
-    """Bytes of keys and values of `tokens`, in whole pages; kv_page_bytes of native/kernels/kernels.h."""
-    dim = -(-config.head_dim // _HEAD_PADDING) * _HEAD_PADDING
-    page = dim * _KV_PAGE * 4 if kv == "f16" else dim * _KV_PAGE * 2 + _KV_PAGE * 8
-    return -(-tokens // _KV_PAGE) * page * config.kv_heads * len(config.layers)

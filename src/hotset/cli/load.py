@@ -1,0 +1,22 @@
+"""From the name of a model to a loaded one, with a progress bar where that takes long."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hotset.cli.options import EngineFlags
+from hotset.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from hotset.llm import LLM
+
+
+def load_model(model: str, flags: EngineFlags, *, quiet: bool = False) -> LLM:
+    """Fetches and converts the model if need be, then loads it. Raises what these raise."""
+    from hotset.llm import LLM
+    from hotset.tools import resolve_model
+
+    arguments = flags.arguments()
+    with progress_bar(not quiet) as progress:
+        store = resolve_model(model, ignore_keys=arguments.get("ignore_keys", ()), progress=progress)
+    return LLM(store, **arguments)
