@@ -28,8 +28,8 @@ class ThreadPool {
   template <class Body>
   void parallel_for(size_t n, size_t grain, Body&& body) {
     if (n == 0) return;
-    if (size() == 1 || n <= grain) {
-      body(size_t{0}, n, size_t{0});
+    if (size() == 1 || n <= grain) {  // still in chunks: callers size them to caches and scratch memory
+      for (size_t b = 0; b < n; b += grain) body(b, b + grain < n ? b + grain : n, size_t{0});
       return;
     }
     struct Ctx {
