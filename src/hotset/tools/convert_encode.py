@@ -70,7 +70,7 @@ def _pack_rows(
     if is_lossless(tensor, fmt) and tensor.spec.cols:
         _check_scales(tensor, raw, begin)
         out = np.empty(packed_bytes(fmt, len(raw), tensor.cols), np.uint8)
-        _core.repack_ggml(fmt, np.ascontiguousarray(raw), len(raw), tensor.cols, out, threads)
+        _core.repack_ggml(fmt, raw.reshape(-1), len(raw), tensor.cols, out, threads)
         return out
     weights = decode_rows(tensor.type, raw)
     weights += np.float32(tensor.shift)
