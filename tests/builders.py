@@ -95,13 +95,20 @@ def gguf_arrays(weights: Arrays) -> Arrays:
     return found
 
 
-def write_gguf(path: Path, arrays: Arrays, kind: str, raw: Mapping[str, tuple[str, NDArray[np.uint8]]] = {}) -> Path:
+def write_gguf(
+    path: Path,
+    arrays: Arrays,
+    kind: str,
+    raw: Mapping[str, tuple[str, NDArray[np.uint8]]] | None = None,
+    ffn: int = 96,
+) -> Path:
     """A GGUF of the tiny llama, matrices in `kind`; `raw`: tensors as a type and ready blocks [rows, row_bytes]."""
+    raw = raw or {}
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(64)
     writer.add_block_count(2)
-    writer.add_feed_forward_length(96)
+    writer.add_feed_forward_length(ffn)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)

@@ -78,10 +78,11 @@ def _pack_rows(
     if not tensor.spec.cols:
         return weights.reshape(-1).view(np.uint8)
     out = np.empty(packed_bytes(fmt, *weights.shape), np.uint8)
-    squared_error, squared_weight, _ = _core.encode(fmt, weights, out, threads)
-    if not math.isfinite(squared_error):
-        largest = float(np.abs(weights).max())
-        raise FormatError(f"{_where(tensor)} has weights up to {largest:g}, too large for {fmt}; choose another format")
+    try:
+        squared_error, squared_weight, _ = _core.encode(fmt, weights, out, threads)
+    except FormatError as error:
+        rows_from = f", counting rows from {begin}" if begin else ""
+        raise FormatError(f"{_where(tensor)}{rows_from}: {error}; choose a weight format of wider range") from None
     sums.add(squared_error, squared_weight)
     return out
 
