@@ -20,7 +20,7 @@ struct SamplingParams {
   float repetition_penalty =
       1.0f;  // logit > 0 divides, < 0 multiplies (CTRL, arXiv:1909.05858); over prompt and output
   float presence_penalty = 0.0f, frequency_penalty = 0.0f;  // OpenAI's definition: over the output only
-  std::vector<std::pair<int32_t, float>> logit_bias;        // -inf bans a token
+  std::vector<std::pair<int32_t, float>> logit_bias = {};   // -inf bans a token
 };
 
 // Not thread-safe. All methods throw InvalidArgument on a value out of range and then have counted nothing.
