@@ -30,11 +30,9 @@ def assert_complaint(done, code: int, *parts: str) -> None:
             ["No such option: --temprature", "--temperature", "hotset run --help"],
         ),
         (["run"], ["Missing argument 'MODEL'"]),
-        (["run", "m", "p", "--top-p", "2"], ["--top-p", "0", "1"]),
+        (["run", "m", "p", "--top-p", "2"], ["top_p is 2.0", "above 0, at most 1"]),
         (["run", "m", "p", "--threads", "many"], ["--threads", "many"]),
         (["run", "m", "p", "--logit-bias", "x=1"], ["--logit-bias 'x=1'", "42=-1.5"]),
-        (["run", "m", "p", "--memory", "lots"], ["'lots' is no size", "4GiB"]),
-        (["run", "m", "p", "--isa", "avx9"], []),
         (["bench", "m", "--threads", "1,x"], ["--threads '1,x'"]),
         (["inspect", "smollm2-135m-instrct"], ["did you mean smollm2-135m-instruct?"]),
         (["eval", "pple"], ["Did you mean 'ppl'?"]),
@@ -42,6 +40,30 @@ def assert_complaint(done, code: int, *parts: str) -> None:
 )
 def test_wrong_usage(hotset, args, parts):
     assert_complaint(hotset(*args), 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "parts"),
+    [
+        ("--memory", "lots", ["'lots' is no size", "4GiB"]),
+        ("--threads", "0", ["threads is 0", "at least 1"]),
+        ("--context", "9999", ["context is 9999", "limit is 256"]),
+        ("--kv", "f8", ["kv is 'f8'", "'f16' or 'int8'"]),
+        ("--load", "slowly", ["load is 'slowly'", "'mmap'"]),
+        ("--logit-bias", "999=1", ["token id 999", "0 to 511"]),
+        ("--system", "Be brief.", ["--system", "chat template"]),
+    ],
+)
+def test_values_that_no_model_takes(hotset, store, flag, value, parts):
+    assert_complaint(hotset("run", store, "p", flag, value), 2, *parts)
+
+
+def test_unsupported_isa(hotset, store):
+    assert_complaint(hotset("run", store, "p", "--isa", "avx9"), 9, "avx9", "scalar")
+
+
+def test_budget_that_cannot_work(hotset, store):
+    assert_complaint(hotset("run", store, "p", "--memory", "1MiB"), 6, "1MiB", "the least that works is")
 
 
 def test_invalid_utf8_on_standard_input(hotset, store):

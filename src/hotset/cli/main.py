@@ -107,10 +107,13 @@ def _complain(message: str, code: int) -> int:
 
 
 def _usage_message(error: typer.TyperException) -> str:
+    """What typer has against the command line, with the value it got and where help is."""
     context = getattr(error, "ctx", None)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
-    path = context.command_path if context else "hotset"
-    return f"{text.rstrip('.?')}{'?' if text.rstrip('.').endswith('?') else '.'} See '{path} --help'"
+    refused = error.__cause__.errors() if hasattr(error.__cause__, "errors") else []  # of pydantic, below typer
+    got = f" (got {refused[0]['input']!r})" if refused else ""
+    end = "" if text.endswith("?") else "."
+    return f"{text.rstrip('.')}{got}{end} See '{context.command_path if context else 'hotset'} --help'"
 
 
 if __name__ == "__main__":

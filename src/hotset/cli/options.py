@@ -62,9 +62,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for scripts."
 class EngineFlags:
     """How a model is loaded; unset flags leave the library's defaults."""
 
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Threads; default: all cores.")] = None
+    threads: Annotated[int | None, typer.Option("--threads", "-t", help="Threads; default: all cores.")] = None
     context: Annotated[
-        int | None, typer.Option("--context", "-c", min=1, help="Tokens of context; default: up to the model's limit.")
+        int | None, typer.Option("--context", "-c", help="Tokens of context; default: up to the model's limit.")
     ] = None
     memory: Annotated[str | None, typer.Option("--memory", help="Refuse to use more than this, such as 4GiB.")] = None
     kv: Annotated[str | None, typer.Option("--kv", metavar="f16|int8", help="Format of the KV cache.")] = None
@@ -88,17 +88,13 @@ class EngineFlags:
 class SamplingFlags:
     """How tokens are chosen; unset flags leave the model's and the library's defaults."""
 
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to generate.")] = None
-    temperature: Annotated[float | None, typer.Option("--temperature", min=0, help="0 takes the likeliest token.")] = (
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Most tokens to generate.")] = None
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 takes the likeliest token.")] = None
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0: all.")] = None
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens that sum to p.")] = None
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the likeliest.")] = (
         None
     )
-    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0: all.")] = None
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens that sum to p.")
-    ] = None
-    min_p: Annotated[
-        float | None, typer.Option("--min-p", min=0, max=1, help="Drop tokens below this share of the likeliest.")
-    ] = None
     repetition_penalty: Annotated[
         float | None, typer.Option("--repetition-penalty", help="Divide the logits of tokens already seen.")
     ] = None
@@ -111,7 +107,7 @@ class SamplingFlags:
     logit_bias: Annotated[
         list[str] | None, typer.Option("--logit-bias", metavar="TOKEN_ID=BIAS", help="Add to a token's logit.")
     ] = None
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same text.")] = None
+    seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text.")] = None
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None
     stop_token_id: Annotated[list[int] | None, typer.Option("--stop-token-id", help="End at this token.")] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-text token.")] = False
@@ -129,7 +125,7 @@ class SamplingFlags:
 
 def _given(flags: Any) -> dict[str, Any]:
     pairs = ((field.name, getattr(flags, field.name)) for field in fields(flags))
-    return {name: value for name, value in pairs if value not in (None, False, [], ())}
+    return {name: value for name, value in pairs if value is not None and value is not False and value != []}
 
 
 def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

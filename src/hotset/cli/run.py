@@ -30,9 +30,9 @@ def run(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this file.")] = None,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message for the chat template.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; use no chat template.")] = False,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Several answers from one reading of it.")] = 1,
+    samples: Annotated[int, typer.Option("--samples", help="Several answers from one reading of it.")] = 1,
     logprobs: Annotated[
-        int | None, typer.Option("--logprobs", min=0, help="With --json: also the n likeliest tokens at each step.")
+        int | None, typer.Option("--logprobs", help="With --json: also the n likeliest tokens at each step.")
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Begin the answer with the prompt.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no figures at the end.")] = False,

@@ -1,0 +1,113 @@
+"""`hotset chat` through a pipe, and its /commands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from hotset.cli.conversation import Conversation, obey
+from hotset.errors import UsageError
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="module")
+def chat_store(store, tmp_path_factory):
+    path = shutil.copytree(store, tmp_path_factory.mktemp("chat") / "store")
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+def test_conversation_through_a_pipe(hotset, chat_store, tmp_path):
+    saved = tmp_path / "talk.json"
+    lines = [
+        "hello",
+        '"""',
+        "two",
+        "lines",
+        '"""',
+        "a \\",
+        "b",
+        "/stats",
+        f"/save {saved}",
+        "/sytem x",
+        "/quit",
+        "never",
+    ]
+    done = hotset("chat", chat_store, "--system", "Be brief.", "--max-tokens", "5", stdin="\n".join(lines))
+    assert done.code == 0
+    messages = json.loads(saved.read_text())
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["hello", "two\nlines", "a \nb"]
+    assert messages[0] == {"role": "system", "content": "Be brief."}
+    answers = [m["content"] for m in messages if m["role"] == "assistant"]
+    assert done.out == "".join(f"{answer}\n" for answer in answers)
+    assert "first token after" in done.err
+    assert "known)" in done.err  # the beginning was not computed again
+    assert "there is no command /sytem; did you mean /system?" in done.err
+    assert "never" not in done.err
+
+
+def test_model_without_template(hotset, store):
+    done = hotset("chat", store)
+    assert done.code == 3
+    assert "chat template" in done.err
+
+
+def test_invalid_utf8(hotset, chat_store):
+    done = hotset("chat", chat_store, stdin=b"caf\xe9\n")
+    assert done.code == 7
+    assert "not UTF-8" in done.err
+
+
+@pytest.fixture
+def chat() -> Conversation:
+    return Conversation(llm=None, sampling={})  # type: ignore[arg-type]  # no command here asks the model
+
+
+def test_system_clear_undo(chat):
+    assert obey("/system Be kind.", chat) == "system message set"
+    chat.add("user", "a")
+    chat.add("assistant", "b")
+    assert obey("/undo", chat) == "took back: a"
+    assert obey("/undo", chat) == "nothing to take back"
+    chat.add("user", "a")
+    obey("/clear", chat)
+    assert chat.messages == [{"role": "system", "content": "Be kind."}]
+    obey("/system", chat)
+    assert chat.messages == []
+
+
+def test_save_and_load(chat, tmp_path):
+    chat.add("user", "schön")
+    obey(f"/save {tmp_path / 'x'}", chat)
+    chat.clear()
+    assert obey(f"/load {tmp_path / 'x'}", chat) == "loaded 1 messages"
+    assert chat.messages == [{"role": "user", "content": "schön"}]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"role": "user"}', '[{"role": "king", "content": "x"}]'])
+def test_load_refuses_what_is_no_conversation(chat, tmp_path, text):
+    (tmp_path / "x").write_text(text)
+    with pytest.raises(Exception, match="no saved conversation"):
+        obey(f"/load {tmp_path / 'x'}", chat)
+
+
+def test_set(chat):
+    assert obey("/set temperature 0.5", chat) == "temperature = 0.5"
+    assert chat.sampling == {"temperature": 0.5}
+    assert obey("/set", chat) == "temperature = 0.5"
+    with pytest.raises(UsageError, match="did you mean temperature"):
+        obey("/set temprature 1", chat)
+    with pytest.raises(UsageError, match="top_p is 7"):
+        obey("/set top_p 7", chat)
+    with pytest.raises(UsageError, match="no JSON value"):
+        obey("/set top_p high", chat)
+    assert chat.sampling == {"temperature": 0.5}
+
+
+def test_help_lists_every_command(chat):
+    shown = obey("/help", chat)
+    for name in ("help", "clear", "system", "undo", "save", "load", "set", "stats", "quit"):
+        assert f"/{name}" in shown
