@@ -28,6 +28,19 @@ void pause() {
 #endif
 }
 
+// Spins for at most kSpin; returns whether `done` came true.
+template <class Done>
+bool spin_until(Done done) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < deadline);
+  return false;
+}
+
 // Counts the forks that led to this process. A child has no worker threads, so its copies of pools are dead.
 std::atomic<uint32_t> forks{0};
 uint32_t current_forks() {
@@ -38,17 +51,8 @@ uint32_t current_forks() {
 
 // Waits until `value` differs from `old`: spins if `spin`, then sleeps.
 uint32_t await_change(const std::atomic<uint32_t>& value, uint32_t old, bool spin) {
-  if (spin) {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    do {
-      for (int i = 0; i < 32; ++i) {
-        const uint32_t now = value.load(std::memory_order_acquire);
-        if (now != old) return now;
-        pause();
-      }
-    } while (std::chrono::steady_clock::now() < deadline);
-  }
-  value.wait(old, std::memory_order_acquire);
+  const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
+  if (!spin || !spin_until(changed)) value.wait(old, std::memory_order_acquire);
   return value.load(std::memory_order_acquire);
 }
 
@@ -69,13 +73,24 @@ int cpu_of_worker(const std::vector<int>& cpus, size_t worker) {
 
 }  // namespace
 
+// The current job in one word: its number, whether workers may still join, how many have joined and how many
+// of them are still at work. A worker joins by compare-and-swap, so it can neither miss a job's end nor join
+// the next by mistake.
+struct Job {
+  static constexpr uint64_t kOpen = uint64_t{1} << 31, kJoined = uint64_t{1} << 16, kActive = 1;
+  static uint64_t opened(uint32_t number) { return uint64_t{number} << 32 | kOpen; }
+  static bool joinable(uint64_t job, uint32_t number) { return job >> 32 == number && (job & kOpen) != 0; }
+  static size_t joined(uint64_t job) { return job >> 16 & 0x7fff; }
+  static size_t active(uint64_t job) { return job & 0xffff; }
+};
+
 struct ThreadPool::Impl {
   // Written by the caller for the workers and by the workers for the caller: one cache line each.
   alignas(kCacheLine) std::atomic<uint32_t> generation{0};
   Fn fn = nullptr;
   void* ctx = nullptr;
   bool stop = false;
-  alignas(kCacheLine) std::atomic<uint32_t> running{0};
+  alignas(kCacheLine) std::atomic<uint64_t> job{0};
   alignas(kCacheLine) std::vector<std::exception_ptr> errors;  // [threads]
   std::vector<std::thread> workers;                            // [threads - 1]
   uint32_t forks_at_start = current_forks();
@@ -87,7 +102,11 @@ struct ThreadPool::Impl {
   void join();
   void call(size_t thread);
   void work(size_t thread);
+  bool join_job(uint32_t number);
   void publish();
+  template <class Done>
+  void finish(Done done);
+  void run(Fn f, void* c, size_t joiners);
   void rethrow();
 };
 
@@ -124,10 +143,20 @@ void ThreadPool::Impl::join() {
   workers.clear();
 }
 
-// Release: a worker that sees the new generation sees fn, ctx and stop.
+// Release: a worker that sees the new job sees fn, ctx and stop.
 void ThreadPool::Impl::publish() {
-  generation.fetch_add(1, std::memory_order_release);
+  const uint32_t number = generation.load(std::memory_order_relaxed) + 1;
+  job.store(Job::opened(number), std::memory_order_release);
+  generation.store(number, std::memory_order_release);
   generation.notify_all();
+}
+
+bool ThreadPool::Impl::join_job(uint32_t number) {
+  uint64_t now = job.load(std::memory_order_acquire);
+  while (Job::joinable(now, number))
+    if (job.compare_exchange_weak(now, now + Job::kJoined + Job::kActive, std::memory_order_acq_rel))
+      return true;
+  return false;
 }
 
 void ThreadPool::Impl::call(size_t thread) {
@@ -142,8 +171,9 @@ void ThreadPool::Impl::work(size_t thread) {
   for (uint32_t seen = 0;;) {
     seen = await_change(generation, seen, spin);
     if (stop) return;
+    if (!join_job(seen)) continue;
     call(thread);
-    if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
+    job.fetch_sub(Job::kActive, std::memory_order_acq_rel);
   }
 }
 
@@ -170,19 +200,29 @@ ThreadPool::~ThreadPool() {
 
 size_t ThreadPool::size() const { return impl_->errors.size(); }
 
-void ThreadPool::run(Fn fn, void* ctx) {
-  Impl& pool = *impl_;
-  if (size() == 1) return fn(ctx, 0);
-  if (pool.forks_at_start != current_forks())
-    throw Error("threads do not survive fork(): load the model in the process that runs it");
-  pool.fn = fn;
-  pool.ctx = ctx;
-  pool.running.store(static_cast<uint32_t>(pool.workers.size()), std::memory_order_relaxed);
-  pool.publish();
-  pool.call(0);
-  for (uint32_t left; (left = pool.running.load(std::memory_order_acquire)) != 0;)
-    await_change(pool.running, left, pool.spin);
-  pool.rethrow();
+// The wait is short unless a worker lost its CPU; then yielding gives it ours.
+template <class Done>
+void ThreadPool::Impl::finish(Done done) {
+  const auto reached = [&] { return done(job.load(std::memory_order_acquire)); };
+  while (!(spin && spin_until(reached)) && !reached()) std::this_thread::yield();
 }
+
+// Runs f here and on the workers; the job stays open until `joiners` workers have come.
+void ThreadPool::Impl::run(Fn f, void* c, size_t joiners) {
+  if (workers.empty()) return f(c, 0);
+  if (forks_at_start != current_forks())
+    throw Error("threads do not survive fork(): load the model in the process that runs it");
+  fn = f;
+  ctx = c;
+  publish();
+  call(0);
+  finish([&](uint64_t now) { return Job::joined(now) >= joiners; });
+  job.fetch_and(~Job::kOpen, std::memory_order_acq_rel);
+  finish([](uint64_t now) { return Job::active(now) == 0; });
+  rethrow();
+}
+
+void ThreadPool::run(Fn fn, void* ctx) { impl_->run(fn, ctx, size() - 1); }
+void ThreadPool::share(Fn fn, void* ctx) { impl_->run(fn, ctx, 0); }
 
 }  // namespace hotset

@@ -24,7 +24,11 @@ class ThreadPool {
   using Fn = void (*)(void* ctx, size_t thread);
   void run(Fn fn, void* ctx);
 
-  // Calls body(begin, end, thread) over [0, n) in chunks of `grain`, taken dynamically.
+  // Calls fn(ctx, thread) here and on every worker that comes before the call here returns; then waits for
+  // those. A worker that another process keeps from its CPU is not waited for.
+  void share(Fn fn, void* ctx);
+
+  // Calls body(begin, end, thread) over [0, n) in chunks of `grain`, taken dynamically (share()).
   template <class Body>
   void parallel_for(size_t n, size_t grain, Body&& body) {
     if (n == 0) return;
@@ -37,7 +41,7 @@ class ThreadPool {
       std::atomic<size_t> next;
       size_t n, grain;
     } ctx{body, {0}, n, grain};
-    run(
+    share(
         [](void* p, size_t thread) {
           auto& c = *static_cast<Ctx*>(p);
           for (;;) {
