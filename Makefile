@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
 JOBS ?= $(shell nproc)
 MODEL ?= smollm2-135m-instruct
 PROMPT ?= Why is the sky blue?
@@ -74,9 +74,9 @@ py-test: $(VENV)/dev
 # Live comparison with PyTorch and transformers, in an environment of its own.
 build/full-venv/ready: $(NATIVE)
 	@scripts/bootstrap.sh build/full-venv
-	@build/full-venv/bin/pip install --quiet --disable-pip-version-check $(TORCH) \
+	@build/full-venv/bin/pip install -qq --disable-pip-version-check $(TORCH) \
 	  $$(build/full-venv/bin/python scripts/requirements.py dev peers)
-	@PATH="$(CURDIR)/build/full-venv/bin:$$PATH" build/full-venv/bin/pip install --quiet --no-build-isolation --no-deps \
+	@PATH="$(CURDIR)/build/full-venv/bin:$$PATH" build/full-venv/bin/pip install -qq --no-build-isolation --no-deps \
 	  -Cbuild-dir=build/full -e .
 	@touch $@
 
