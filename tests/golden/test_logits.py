@@ -19,13 +19,18 @@ from hotset import _core
 from hotset.config import ModelConfig
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
+from hotset.reference.arithmetic import Arithmetic
 from hotset.reference.forward import Forward
+from hotset.reference.kv import KvKind
+from hotset.reference.packed import decode
+from hotset.reference.tolerance import rounding_tolerance
 from hotset.tools.convert import convert
 
 ISAS = [isa.name for isa in _core.isa_list() if isa.compiled and isa.supported]
 STORED = {"llama_biases_tied": "f16", "llama_linear": "f16", "opt_no_bias": "f32"}  # the others: bf16
 OpenStore = Callable[[str, str], Store]
 Logits = NDArray[np.float32]
+Rows = NDArray[np.float64]
 
 
 @pytest.fixture(params=NAMES)
@@ -92,7 +97,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> OpenStore:
     return store
 
 
-def engine(store: Store, isa: str, kv: str = "f16", threads: int = 2) -> _core.Engine:
+def engine(store: Store, isa: str, kv: KvKind = "f16", threads: int = 2) -> _core.Engine:
     model = resolve(store.config)
     tensors = [
         _core.TensorRef(spec.role, spec.layer, str(e.path), e.offset, e.bytes, e.fmt, e.rows, e.cols)
@@ -138,7 +143,7 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("kv", ["f16", "int8"])
-def test_engine_prefill_and_greedy_continuation(vector: Vector, isa: str, kv: str, stores: OpenStore) -> None:
+def test_engine_prefill_and_greedy_continuation(vector: Vector, isa: str, kv: KvKind, stores: OpenStore) -> None:
     name = vector.folder.name
     core = engine(stores(name, STORED.get(name, "bf16")), isa, kv)
     seq, rows = prompt(core, vector.tokens, len(vector.tokens))
@@ -149,12 +154,22 @@ def test_engine_prefill_and_greedy_continuation(vector: Vector, isa: str, kv: st
     assert_engine_close(vector, rows, kv)
 
 
-def assert_engine_close(vector: Vector, rows: Logits, kv: str) -> None:
+def assert_engine_close(vector: Vector, rows: Logits, kv: KvKind) -> None:
     """Against the twin with the same KV cache, and against transformers with what that cache costs on top."""
     n = len(rows)
-    twin, exact, tolerance = vector.twin(kv)[:n], vector.twin("exact")[:n], vector.tolerance(kv)[:n]
-    assert_close(rows, twin, tolerance)
-    assert_close(rows, vector.logits[:n], tolerance + vector.tolerance("exact")[:n] + np.abs(twin - exact))
+    twin, exact = vector.twin(kv)[:n], vector.twin("exact")[:n]
+    clean, tipped = vector.tolerance("exact")[:n], vector.tolerance(kv)[:n].max()
+    assert_meets_twin(rows, twin, clean, tipped)
+    assert_close(rows, vector.logits[:n], clean + tipped + np.abs(twin - exact))
+
+
+def assert_meets_twin(rows: Logits, twin: Rows, clean: Rows, tipped: float) -> None:
+    """Where values are kept in few bits, rounding in float32 may tip a code over, here and there and rarely.
+
+    So every row must lie within what that may do, and some row must show float32 rounding and nothing else.
+    """
+    assert_close(rows, twin, np.full_like(clean, tipped))
+    assert np.any(np.all(np.abs(rows - twin) <= clean, axis=1)), "no row is as close as float32 allows"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -199,6 +214,38 @@ def test_other_exact_weight_formats(fmt: str, isa: str, stores: OpenStore) -> No
     assert_engine_close(vector, rows, "f16")
 
 
+def stored_weights(store: Store) -> dict[tuple[str, int], Rows]:
+    """The values the kernels compute with, decoded by the twin of the packed layout."""
+    out = {}
+    for spec in resolve(store.config).tensors:
+        e = store.entries[spec.name]
+        data = np.fromfile(e.path, np.uint8, e.bytes, offset=e.offset)
+        values = decode(e.fmt, data, e.rows, e.cols) if e.cols else data.view("<f4").astype(np.float64)
+        out[spec.role, spec.layer] = values
+    return out
+
+
+@pytest.mark.parametrize("fmt", ["q4_0", "q4_1", "q8_0", "attention=q8_0,ffn=q4_0,embedding=q8_0,head=q4_1"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "olmo2"])
+def test_quantized_weights_equal_the_twin_in_int8(name: str, fmt: str, stores: OpenStore) -> None:
+    vector = load(name)
+    store = stores(name, fmt)
+    weights = stored_weights(store)
+
+    def twin(arithmetic: Arithmetic) -> Rows:
+        forward = Forward(vector.model.config, weights, arithmetic=arithmetic, kv="f16")
+        return forward.step(forward.cache(), vector.tokens)
+
+    want = twin(Arithmetic(int8=True))
+    clean, tipped = rounding_tolerance(twin), rounding_tolerance(twin, int8=True).max()
+    for isa in ISAS:
+        core = engine(store, isa)
+        _, rows = prompt(core, vector.tokens, len(vector.tokens))
+        assert_meets_twin(rows, want, clean, tipped)
+        _, chunked = prompt(core, vector.tokens, 7)
+        np.testing.assert_array_equal(chunked, rows, err_msg=isa)
+
+
 # --- helpers ----------------------------------------------------------------------------------------
 
 
@@ -212,12 +259,12 @@ def assert_close(got: NDArray[np.floating], want: NDArray[np.floating], toleranc
     pytest.fail(f"row {row}, token {token}: got {got[row, token]}, wanted {want[row, token]} +- {allowed:.2e}")
 
 
-def choices(vector: Vector, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def choices(vector: Vector, rows: Rows) -> Rows:
     """The rows whose argmax is a greedy choice: the prompt's last and the continuation's."""
     return rows[len(vector.tokens) - 1 :]
 
 
-def gaps(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def gaps(rows: Rows) -> Rows:
     """Distance of the two best logits of each row."""
     best = np.sort(rows, axis=-1)[:, -2:]
     return np.asarray(best[:, 1] - best[:, 0])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hotset.config import ModelConfig
 from hotset.reference import ops
-from hotset.reference.arithmetic import Array, Exact
+from hotset.reference.arithmetic import Arithmetic, Array
 from hotset.reference.kv import Cache, KvKind
 
 Weights = Mapping[
@@ -30,11 +30,11 @@ class Forward:
         config: ModelConfig,
         weights: Weights,
         *,
-        arithmetic: Exact | None = None,
+        arithmetic: Arithmetic | None = None,
         kv: KvKind = "exact",
     ) -> None:
         self.config = config
-        self.arithmetic = arithmetic or Exact()
+        self.arithmetic = arithmetic or Arithmetic()
         self.kv = kv
         self.weights = {key: np.asarray(value, dtype=np.float64) for key, value in weights.items()}
         for key in self.weights:

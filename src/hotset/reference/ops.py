@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from hotset.config import Activation, RopeConfig
-from hotset.reference.arithmetic import Array, Exact
+from hotset.reference.arithmetic import Arithmetic, Array
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 
@@ -76,13 +76,13 @@ def softmax(scores: Array) -> Array:
     return weights
 
 
-def attend(q: Array, k: Array, v: Array, first: int, window: int, arithmetic: Exact | None = None) -> Array:
+def attend(q: Array, k: Array, v: Array, first: int, window: int, arithmetic: Arithmetic | None = None) -> Array:
     """Causal attention of queries at positions first, first + 1, ... over keys at 0, 1, ...
 
     q [n, heads, hd], already scaled; k and v [tokens, kv_heads, hd] -> [n, heads, hd]. Query head h reads KV head
     h / (heads / kv_heads). window: tokens a query may look back, itself included; 0 = all.
     """
-    arithmetic = arithmetic or Exact()
+    arithmetic = arithmetic or Arithmetic()
     groups = q.shape[1] // k.shape[1]
     query = first + np.arange(len(q))[:, None]
     key = np.arange(len(k))[None, :]
@@ -90,6 +90,6 @@ def attend(q: Array, k: Array, v: Array, first: int, window: int, arithmetic: Ex
     out = np.empty_like(q)
     for head in range(q.shape[1]):
         keys, values = k[:, head // groups], v[:, head // groups]
-        scores = np.where(visible, arithmetic.linear(keys, q[:, head]), -np.inf)
-        out[:, head] = arithmetic.linear(values.T, arithmetic.rounded(softmax(scores), len(k)))
+        scores = np.where(visible, arithmetic.product(keys, q[:, head]), -np.inf)
+        out[:, head] = arithmetic.product(values.T, arithmetic.rounded(softmax(scores), len(k)))
     return out
