@@ -197,7 +197,7 @@ def _metadata(shape: ModelShape, kind: str) -> dict[str, Any]:
         "llama.feed_forward_length": shape.ffn,
         "llama.attention.head_count": shape.heads,
         "llama.attention.head_count_kv": shape.kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.attention.layer_norm_rms_epsilon": float(np.float32(1e-5)),  # as the file holds it
         "llama.rope.dimension_count": shape.hidden // shape.heads,
         "llama.rope.freq_base": shape.rope_theta,
         "tokenizer.ggml.model": "gpt2",

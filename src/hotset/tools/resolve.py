@@ -90,6 +90,7 @@ def cached_store(source: Path, options: Json) -> Path:
 
 def hub_store(model_id: str, options: Json) -> Path:
     """Where the cache keeps the store of a hub model or alias."""
+    model_id = model_id.lower() if model_id.lower() in ALIASES else model_id
     name = re.sub(r"[^\w.-]+", "--", model_id)
     return cache_dir() / "models" / f"{name}-{_digest([model_id, options])}"
 
