@@ -89,7 +89,9 @@ def _common(reader: Reader, layout: GgufLayout, shapes: Mapping[str, tuple[int, 
     """The keys that all families share. A value of None means absent."""
     hidden = reader.size("embedding_length")
     heads = _uniform(reader, "attention.head_count")
-    head_dim = reader.size("attention.key_length", hidden // max(heads, 1))
+    if heads > hidden:
+        reader.refuse("attention.head_count", f"at most {hidden}, the size of a hidden vector")
+    head_dim = reader.size("attention.key_length", hidden // heads)
     reader.only("attention.value_length", head_dim, why="keys and values must have the same size")
     reader.only("expert_count", 0, why="mixtures of experts are not supported")
     reader.only("attention.causal", True)
