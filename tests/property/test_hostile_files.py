@@ -119,9 +119,8 @@ def lie(draw: st.DrawFn, depth: int = 6) -> Callable[[Any], Any]:
 
 
 @pytest.fixture(scope="module")
-def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("gguf") / "x.gguf"
-    return write_gguf(path, gguf_arrays(llama_weights()), "Q4_0").read_bytes()
+def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "x.gguf", gguf_arrays(llama_weights()), "Q4_0")
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +144,9 @@ def fresh(source: Path, parent: Path) -> Path:
 
 @SETTINGS
 @given(change=damage(head=8000))
-def test_damaged_gguf(gguf_bytes: bytes, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+def test_damaged_gguf(gguf_file: Path, tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(change(gguf_bytes))
+    path.write_bytes(change(gguf_file.read_bytes()))
     with only_hotset_errors():
         open_source(path)
 
@@ -155,10 +154,10 @@ def test_damaged_gguf(gguf_bytes: bytes, tmp_path: Path, change: Callable[[bytes
 @SETTINGS
 @given(change=damage(head=8000))
 def test_a_damaged_gguf_converts_or_is_refused(
-    gguf_bytes: bytes, tmp_path: Path, change: Callable[[bytes], bytes]
+    gguf_file: Path, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(change(gguf_bytes))
+    path.write_bytes(change(gguf_file.read_bytes()))
     with only_hotset_errors():
         convert(path, tmp_path / "store", force=True)
         open_store(tmp_path / "store").verify()
@@ -202,11 +201,10 @@ def test_a_damaged_gguf_converts_or_is_refused(
         | st.lists(st.floats(width=32), max_size=4),
     )
 )
-def test_gguf_metadata_of_any_kind(gguf_bytes: bytes, tmp_path: Path, metadata: dict[str, Any]) -> None:
+def test_gguf_metadata_of_any_kind(gguf_file: Path, tmp_path: Path, metadata: dict[str, Any]) -> None:
     path = tmp_path / "x.gguf"
-    path.write_bytes(gguf_bytes)
-    good = gguf.read(path)
-    data = gguf_bytes[good.data_offset :]
+    good = gguf.read(gguf_file)
+    data = gguf_file.read_bytes()[good.data_offset :]
     tensors = _as_new(good)
     path.write_bytes(gguf_header({**good.metadata, **metadata}, tensors) + data)
     with only_hotset_errors():
