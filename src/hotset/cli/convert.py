@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A Hugging Face folder or hub id, or a GGUF file.")],
     dest: Annotated[
-        Path | None, typer.Argument(metavar="DEST", help="Folder to make; default: beside the source.")
+        Path | None, typer.Argument(metavar="DEST", help="Folder to make; default: in the cache, for `run SOURCE`.")
     ] = None,
     quant: Annotated[
         str,
@@ -37,7 +37,7 @@ def convert(
 
     with progress_bar(not json) as progress:
         report = tool.convert(
-            _local(source),
+            source,
             dest,
             quant=quant,
             ignore_keys=tuple(ignore_key or ()),
@@ -52,16 +52,6 @@ def convert(
     for line in report.notes:
         note(f"note: {line}")
     print("\n".join(_describe(report)))
-
-
-def _local(source: str) -> Path:
-    """The source itself if it is on this machine, else its download."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    from hotset.tools.pull import download
-
-    return download(source)
 
 
 def _describe(report: ConvertReport) -> list[str]:
