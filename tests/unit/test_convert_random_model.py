@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf as reference
@@ -85,3 +87,22 @@ def test_shapes_that_make_no_model(change: dict[str, int]) -> None:
 def test_a_vocabulary_beyond_the_generator() -> None:
     with pytest.raises(UsageError, match="at most"):
         random_vocabulary(1 << 24)
+
+
+@pytest.mark.full
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """260 MB of f16 and more: the peak is that of the libraries and a few pieces of 16 MiB."""
+    code = f"""
+import resource
+from pathlib import Path
+from hotset.tools.convert import convert
+from hotset.tools.random_model import ModelShape, random_model
+shape = ModelShape(hidden=1024, ffn=4096, layers=4, heads=8, kv_heads=8, vocab=32000)
+folder = Path({str(tmp_path)!r})
+random_model(shape, gguf=folder / "x.gguf", store=folder / "same", quant="f16")
+convert(folder / "x.gguf", folder / "store", quant="q8_0")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 250 * 1024  # KiB
+    assert (tmp_path / "x.gguf").stat().st_size > 250e6
