@@ -20,12 +20,13 @@ from hotset.errors import HotsetError
 from hotset.formats import gguf, safetensors
 from hotset.formats.gguf_writer import header as gguf_header
 from hotset.formats.store import MANIFEST, NEURONS, open_store
+from hotset.tokenizer import Tokenizer
 from hotset.tools.convert import convert
 from hotset.tools.convert_source import open_source
 
 MEMORY_LIMIT = 64 << 20  # the files have less than 1 MiB
 SETTINGS = settings(
-    max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 # Numbers at the edges of what fields can hold.
 EDGES = [0, 1, 2, 7, 8, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
@@ -225,6 +226,24 @@ def test_damaged_folder(folder: Path, tmp_path: Path, change: Callable[[bytes], 
     path.write_bytes(change(path.read_bytes()))
     with only_hotset_errors():
         convert(copy, tmp_path / "store", force=True)
+
+
+@SETTINGS
+@given(
+    change=damage(head=2000),
+    which=st.sampled_from(["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]),
+)
+def test_a_damaged_tokenizer_converts_or_is_refused(
+    folder: Path, gguf_file: Path, tmp_path: Path, change: Callable[[bytes], bytes], which: str
+) -> None:
+    copy = fresh(folder, tmp_path)
+    files = open_source(gguf_file).files | {"chat_template.jinja": b"{{ messages[0].content }}"}
+    for name, data in files.items():
+        (copy / name).write_bytes(change(data) if name == which else data)
+    with only_hotset_errors():
+        convert(copy, tmp_path / "store", force=True)
+        tokenizer = Tokenizer.load(tmp_path / "store")
+        tokenizer.decode(tokenizer.encode("The rain"))
 
 
 @SETTINGS
