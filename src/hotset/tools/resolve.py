@@ -112,7 +112,8 @@ def unknown_model(text: str) -> UsageError:
     from difflib import get_close_matches
 
     parent = Path(text).expanduser().parent
-    beside = [str(p) for p in parent.iterdir()] if parent.is_dir() else []
+    found = parent.iterdir() if parent.is_dir() else ()
+    beside = [str(p) for p in found if p.suffix == ".gguf" or (p / "config.json").is_file()]
     lower = {known.lower(): known for known in (*ALIASES, *beside)}
     close = [lower[match] for match in get_close_matches(text.lower(), lower, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known short names: {', '.join(ALIASES)}"
