@@ -21,7 +21,7 @@ from safetensors import safe_open
 from hotset import _core
 from hotset.errors import FormatError, HotsetError, StorageError, UsageError
 from hotset.formats.store import ALIGNMENT, BLOCK_BYTES, NEURONS, RESIDENT, is_store, open_store
-from hotset.formats.store_file import BlockSums, StoreTensor
+from hotset.formats.store_file import BlockSums, StoreTensor, WeightFile
 from hotset.formats.store_writer import JOURNAL, StoreWriter, partial_folder
 
 TENSORS = [
@@ -273,6 +273,22 @@ with StoreWriter(Path({str(tmp_path / "second")!r}), TENSORS, "key") as writer:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with StoreWriter(tmp_path / "second", TENSORS, "key") as writer:
         assert list(writer.done) == ["norm", "q", "up"]
+
+
+def test_ctrl_c_while_the_finished_part_is_checked_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(tmp_path / "second", 3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        checked = iter([True])
+        patch.setattr(WeightFile, "accept", lambda *_: next(checked, None) or _interrupt())
+        StoreWriter(tmp_path / "second", TENSORS, "key")
+    with StoreWriter(tmp_path / "second", TENSORS, "key") as writer:
+        assert list(writer.done) == ["norm", "q", "up"]
+
+
+def _interrupt() -> bool:
+    raise KeyboardInterrupt
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

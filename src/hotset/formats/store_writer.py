@@ -53,6 +53,7 @@ class StoreWriter:
         self._tensors = {t.name: t for t in tensors}
         self._files: dict[str, WeightFile] = {}
         self._journal = -1  # file descriptor
+        self._journal_end = 0  # bytes of it that hold
         self._written = self._crc = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,9 @@ class StoreWriter:
             self._check_space()
         except OSError as error:
             self._fail(error)
+        except BaseException:  # Ctrl-C: the lock must not outlive the object
+            self.close()
+            raise
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -117,27 +121,30 @@ class StoreWriter:
         self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _open_journal(self, key: str) -> list[Json]:
-        """Takes the lock and returns what was finished before under the same key."""
+    def _open_journal(self, key: str) -> list[tuple[Json, int]]:
+        """Takes the lock; returns what was finished before under the same key, each line with its end in the file."""
         path = self.folder / JOURNAL
         self._journal = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StorageError(f"another conversion is writing {self.folder}; wait for it, or end it") from None
-        first, *lines = _journal_lines(path.read_bytes()) or [{}]
-        os.ftruncate(self._journal, 0)  # a torn line at its end must not swallow the next one
-        self._enter({"key": key, "format_version": FORMAT_VERSION})
-        return lines if first.get("key") == key else []
+        lines = _journal_lines(path.read_bytes())
+        if not lines or lines[0][0].get("key") != key:
+            os.ftruncate(self._journal, 0)
+            self._enter({"key": key, "format_version": FORMAT_VERSION})
+            lines = [({}, os.fstat(self._journal).st_size)]
+        self._journal_end = lines[0][1]
+        return lines[1:]
 
-    def _resume(self, lines: list[Json]) -> None:
-        for line, tensor in zip(lines, self._tensors.values(), strict=False):
-            if line.get("tensor") != tensor.name or not self._files[_file_of(tensor)].accept(
-                tensor, line.get("crc32c")
-            ):
+    def _resume(self, lines: list[tuple[Json, int]]) -> None:
+        for (line, end), tensor in zip(lines, self._tensors.values(), strict=False):
+            file = self._files[_file_of(tensor)]
+            if line.get("tensor") != tensor.name or not file.accept(tensor, line.get("crc32c")):
                 break
-            self.done[tensor.name] = line.get("note", {})
-            self._enter(line)
+            self.done[tensor.name] = line["note"]
+            self._journal_end = end
+        os.ftruncate(self._journal, self._journal_end)
         for file in self._files.values():
             file.truncate()
 
@@ -193,12 +200,14 @@ def _file_of(tensor: StoreTensor) -> str:
     return NEURONS if tensor.neurons else RESIDENT
 
 
-def _journal_lines(data: bytes) -> list[Json]:
-    """The lines up to the first that is not whole."""
-    lines: list[Json] = []
+def _journal_lines(data: bytes) -> list[tuple[Json, int]]:
+    """The lines up to the first that is not whole, each with the position of its end."""
+    lines: list[tuple[Json, int]] = []
+    end = 0
     for raw in data.split(b"\n")[:-1]:
+        end += len(raw) + 1
         try:
-            lines.append(parse_json(raw, "journal"))
+            lines.append((parse_json(raw, "journal"), end))
         except FormatError:
             break
     return lines
