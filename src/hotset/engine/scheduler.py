@@ -9,7 +9,6 @@ Source: chunked prefill mixed with decode (Sarathi-Serve, arXiv:2403.02310), pre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hotset.engine.backend import PAGE, Core
@@ -35,7 +34,7 @@ class Scheduler:
         self._core, self._cache = core, cache
         self._max_step_tokens, self._reuse = max_step_tokens, reuse
         self._active: list[Sequence] = []  # in order of arrival; those without a handle wait
-        self._step = 0
+        self._turns = 0  # slices given out so far
 
     @property
     def active(self) -> tuple[Sequence, ...]:
@@ -56,11 +55,22 @@ class Scheduler:
         sequence.handle = None
 
     def plan(self) -> list[Slice]:
-        """The next step; at least one slice if any sequence is active."""
-        self._step += 1
+        """The next step; at least one slice if any sequence is active.
+
+        Answers come first, those longest unserved before others; then prompts in order of arrival.
+        """
+        prompts = [s for s in self._active if s.handle is None or s.pending > 1]
+        answers = sorted((s for s in self._active if s not in prompts), key=lambda s: s.served)
+        if prompts:  # however many answers run, prompts keep an eighth of the step
+            answers = answers[: self._max_step_tokens - self._max_step_tokens // 8]
+        # If none of these has room, the oldest takes it from the others.
+        return self._fill([*answers, *prompts]) or self._fill([s for s in self._active if s.handle is not None][:1])
+
+    def _fill(self, sequences: list[Sequence]) -> list[Slice]:
+        """Gives each sequence, in this order, what it can use and what the step and the pages still hold."""
         slices: list[Slice] = []
         tokens, pages, full = self._max_step_tokens, 0, False
-        for sequence in self._by_turn():
+        for sequence in sequences:
             if tokens == 0:
                 break
             if sequence.handle is None:
@@ -72,15 +82,10 @@ class Scheduler:
             if not self._make_room(pages + needed, sequence, slices):
                 continue
             slices.append(Slice(sequence, count))
-            sequence.served = self._step
+            self._turns += 1
+            sequence.served = self._turns
             tokens, pages = tokens - count, pages + needed
         return slices
-
-    def _by_turn(self) -> Iterator[Sequence]:
-        """Decoding sequences, longest unserved first; then prompts in order of arrival."""
-        prompts = [s for s in self._active if s.handle is None or s.pending > 1]
-        yield from sorted((s for s in self._active if s not in prompts), key=lambda s: s.served)
-        yield from prompts
 
     def _admit(self, sequence: Sequence, pages: int) -> bool:
         """Gives a waiting sequence its native one, if its whole prompt has room beside what is planned.

@@ -25,7 +25,7 @@ class Sequence:
     handle: int | None = None  # of the native sequence; None: nothing computed
     computed: int = 0  # tokens in the KV cache
     shares_page: bool = False  # its last KV page may belong to another sequence too, and is copied when written
-    served: int = 0  # number of the step that last computed it
+    served: int = 0  # when it last had its turn; turns are numbered
     finish_reason: FinishReason | None = None
     chunks: list[Chunk] = field(default_factory=list)
 
