@@ -69,7 +69,7 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
                   ptrdiff_t ldo) {
   using V = typename D::V;
   using Bytes = GroupBytes<D>;
-  constexpr size_t prefetch_ahead = 2048;
+  constexpr size_t prefetch_ahead = 2048;  // bytes; 16 tokens out of memory: 205 -> 358 GMAC/s on Zen 5
   typename V::F acc[P][T];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -77,10 +77,8 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
     for (int t = 0; t < T; ++t) acc[p][t] = V::zero();
   }
   for (size_t block = 0; block < col_blocks; ++block, w += Bytes::kBlock) {
-    if constexpr (T <= 2) {
 #pragma GCC unroll 32
-      for (size_t i = 0; i < Bytes::kBlock; i += 64) __builtin_prefetch(w + prefetch_ahead + i);
-    }
+    for (size_t i = 0; i < Bytes::kBlock; i += 64) __builtin_prefetch(w + prefetch_ahead + i);
 #pragma GCC unroll 1
     for (int g = 0; g < 2; ++g, x.next_group()) {
 #pragma GCC unroll 16
