@@ -277,24 +277,29 @@ def stored_tensors(model: torch.nn.Module, case: Case) -> dict[str, torch.Tensor
     return {name: weight.detach().to(case.dtype).contiguous() for name, weight in model.named_parameters()}
 
 
-def write(case: Case, seed: int) -> None:
-    folder = FOLDER / case.name
+def write(folder: Path, case: Case, seed: int) -> None:
+    """Config and weights of one case."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_of(case), indent=2) + "\n")
-    values = clearest(folder, case, seed)
     save_file(stored_tensors(build(folder, case, seed), case), folder / "model.safetensors", metadata={"format": "pt"})
-    save_file(values, folder / "expected.safetensors")
+
+
+def report(folder: Path, values: dict[str, torch.Tensor]) -> None:
     size = sum(path.stat().st_size for path in folder.iterdir())
-    std = float(values["logits"].std())
-    gap, variety = least_gap(values), len(set(values["continuation"].tolist()))
-    print(f"{case.name:20} {size / 1024:4.0f} KiB  std {std:.2f}  gap {gap:.3f}  {variety} different tokens")
+    std, gap, variety = float(values["logits"].std()), least_gap(values), len(set(values["continuation"].tolist()))
+    print(f"{folder.name:20} {size / 1024:4.0f} KiB  std {std:.2f}  gap {gap:.3f}  {variety} different tokens")
 
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     for seed, case in enumerate(CASES):
-        if not names or case.name in names:
-            write(case, seed)
+        if names and case.name not in names:
+            continue
+        folder = FOLDER / case.name
+        write(folder, case, seed)
+        values = clearest(folder, case, seed)
+        save_file(values, folder / "expected.safetensors")
+        report(folder, values)
 
 
 if __name__ == "__main__":

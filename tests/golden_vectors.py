@@ -18,7 +18,7 @@ from hotset.reference.forward import Forward
 from hotset.reference.kv import KvKind
 from hotset.reference.tolerance import rounding_tolerance
 
-FOLDER = Path(__file__).parent / "vectors"
+FOLDER = Path(__file__).parent / "golden" / "vectors"
 NAMES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4"}
 

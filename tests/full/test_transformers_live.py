@@ -1,0 +1,78 @@
+"""Random shapes of every family, run by the installed transformers, the NumPy twin and the native engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_runs import ISAS, assert_close, assert_engine_close, engine, prompt, step
+from golden_vectors import Vector
+
+from hotset.formats.store import open_store
+from hotset.tools.convert import convert
+
+pytestmark = pytest.mark.full
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_vectors.py"
+SHAPES = 4  # for each case of the script
+CASES = 16  # in the script; known here so that collecting needs no torch
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    """scripts/make_vectors.py; skipped where torch or transformers is missing."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location("make_vectors", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_vectors"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    assert len(module.CASES) == CASES
+    return module
+
+
+def random_shape(case: Any, random: np.random.Generator) -> Any:
+    """The case with other sizes; what decides its kind stays."""
+    kv_heads, head_dim = int(random.integers(1, 4)), 2 * int(random.integers(4, 20))
+    heads = kv_heads * int(random.integers(1, 4))
+    changes: dict[str, Any] = {
+        "num_attention_heads": heads,
+        "hidden_size": heads * head_dim,
+        "vocab_size": int(random.integers(20, 300)),
+    }
+    if case.model_type == "opt":
+        changes |= {"ffn_dim": int(random.integers(8, 200)), "word_embed_proj_dim": heads * head_dim}
+    else:
+        changes |= {"num_key_value_heads": kv_heads, "intermediate_size": int(random.integers(8, 200))}
+        changes["head_dim"] = 2 * int(random.integers(4, 20)) if "head_dim" in case.config else head_dim
+    if "layer_types" not in case.config:
+        changes["num_hidden_layers"] = int(random.integers(1, 5))
+    if case.config.get("sliding_window"):
+        changes["sliding_window"] = int(random.integers(2, 40))
+    return replace(case, config=case.config | changes, tokens=int(random.integers(2, 60)))
+
+
+@pytest.mark.parametrize("shape", range(SHAPES))
+@pytest.mark.parametrize("index", range(CASES))
+def test_random_shape(index: int, shape: int, script: ModuleType, tmp_path: Path) -> None:
+    seed = 1000 * index + shape
+    case = random_shape(script.CASES[index], np.random.default_rng(seed))
+    script.write(tmp_path / "model", case, seed)
+    values = script.expected(script.build(tmp_path / "model", case, seed), case, seed)
+    script.save_file(values, tmp_path / "model" / "expected.safetensors")
+
+    vector = Vector(tmp_path / "model")
+    assert_close(vector.twin("exact"), vector.logits, vector.tolerance("exact"))
+    fmt = {"torch.bfloat16": "bf16", "torch.float16": "f16", "torch.float32": "f32"}[str(case.dtype)]
+    convert(vector.folder, tmp_path / "store", quant=fmt)
+    for isa in (ISAS[0], ISAS[-1]):
+        core = engine(open_store(tmp_path / "store"), isa)
+        seq, rows = prompt(core, vector.tokens, 13)
+        rest = [step(core, [(seq, [token])])[0] for token in vector.continuation]
+        assert_engine_close(vector, np.concatenate([rows, *rest]), "f16")
