@@ -89,7 +89,7 @@ struct ThreadPool::Impl {
   alignas(kCacheLine) std::atomic<uint32_t> generation{0};
   Fn fn = nullptr;
   void* ctx = nullptr;
-  bool stop = false;
+  std::atomic<bool> stop{false};  // atomic: a worker that missed the last job may look at any time
   alignas(kCacheLine) std::atomic<uint64_t> job{0};
   alignas(kCacheLine) std::vector<std::exception_ptr> errors;  // [threads]
   std::vector<std::thread> workers;                            // [threads - 1]
@@ -143,7 +143,7 @@ void ThreadPool::Impl::join() {
   workers.clear();
 }
 
-// Release: a worker that sees the new job sees fn, ctx and stop.
+// Release: a worker that sees the new job sees fn and ctx, and stop with its generation.
 void ThreadPool::Impl::publish() {
   const uint32_t number = generation.load(std::memory_order_relaxed) + 1;
   job.store(Job::opened(number), std::memory_order_release);
@@ -204,7 +204,8 @@ size_t ThreadPool::size() const { return impl_->errors.size(); }
 template <class Done>
 void ThreadPool::Impl::finish(Done done) {
   const auto reached = [&] { return done(job.load(std::memory_order_acquire)); };
-  while (!(spin && spin_until(reached)) && !reached()) std::this_thread::yield();
+  while (!reached())
+    if (!spin || !spin_until(reached)) std::this_thread::yield();
 }
 
 // Runs f here and on the workers; the job stays open until `joiners` workers have come.
