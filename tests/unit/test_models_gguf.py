@@ -140,8 +140,9 @@ def test_rope_divisors_become_llama3_keys_or_stay_a_list() -> None:
     odd = np.linspace(1.0, 3.0, 32, dtype=np.float32)
     freq = resolve(imported.with_rope_divisors(odd).config).config.ropes[0].inv_freq
     assert freq == pytest.approx([f / d for f, d in zip(plain(500000.0, 64), odd, strict=True)], rel=1e-6)
-    with pytest.raises(ModelError, match="a list of 32 numbers"):
-        resolve(imported.with_rope_divisors(odd[:5]).config)
+    for bad in (odd[:5], 0 * odd, -odd, np.full(32, np.inf, np.float32), np.full(32, np.nan, np.float32)):
+        with pytest.raises(ModelError, match="a list of 32 numbers"):
+            resolve(imported.with_rope_divisors(bad).config)
 
 
 def test_gemma3_27b_scales_attention_by_hidden_over_heads() -> None:

@@ -46,6 +46,13 @@ def test_ignoring_a_known_key_makes_it_absent() -> None:
     assert resolve(keys, ignore_keys=["rope_scaling"]) == resolve(SMALL)
 
 
+def test_a_store_remembers_the_keys_it_was_converted_without() -> None:
+    store = SMALL | {"mystery": 1, "hotset": {"options": {"ignore_keys": ["mystery"]}}}
+    assert resolve(store) == resolve(SMALL)
+    with pytest.raises(ModelError, match="'hotset' is 3; wanted an object"):
+        resolve(SMALL | {"hotset": 3})
+
+
 def test_keys_that_are_harmless_are_accepted() -> None:
     harmless = {
         "use_cache": True,

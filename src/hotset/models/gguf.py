@@ -124,7 +124,8 @@ def _uniform(reader: Reader, key: str, default: int | None = None) -> int:
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) > 0:
         if any(item != value[0] for item in value):
             reader.refuse(key, "the same number for every layer")
-        return Reader({key: int(value[0])}, source=reader.source, prefix=reader.prefix).size(key)
+        first = value[0].item() if isinstance(value[0], np.generic) else value[0]
+        return Reader({key: first}, source=reader.source, prefix=reader.prefix).size(key)
     return reader.size(key) if default is None else reader.size(key, default)
 
 
@@ -201,7 +202,7 @@ def _llama3_scaling(config: Mapping[str, Any], divisors: list[float]) -> dict[st
     dim = int(config["head_dim"] * config.get("partial_rotary_factor", 1.0))
     published = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     freq, factor = plain(config["rope_theta"], dim), max(divisors, default=1.0)
-    expected = llama3_divisors(freq, factor, 1.0, 4.0, 8192)
+    expected = llama3_divisors(freq, factor, 1.0, 4.0, 8192) if 1 <= factor < 1e5 else []
     if len(divisors) == len(expected) and np.allclose(divisors, expected, rtol=1e-5):
         return {"rope_type": "llama3", "factor": factor, **published, "original_max_position_embeddings": 8192}
     return {"rope_type": "llama3", "factors": divisors}

@@ -35,11 +35,11 @@ def resolve(config: Mapping[str, Any], *, ignore_keys: Collection[str] = ()) -> 
     """Reads a config.json in any spelling of transformers 4 and 5.
 
     Args:
-        config: the parsed file; a store's own section `hotset` is skipped.
+        config: the parsed file. Of a store's own section `hotset` only the ignore_keys it was converted with matter.
         ignore_keys: keys to treat as absent ("rope_scaling.mscale" for nested ones).
     Raises: ModelError for an unknown architecture, an unknown, missing or unsupported key, a value out of range.
     """
-    reader = Reader(config, ignore=ignore_keys)
+    reader = Reader(config, ignore={*ignore_keys, *_converted_without(config)})
     family = find(reader)
     _refuse_quantized(reader)
     reader.only("is_encoder_decoder", False)
@@ -57,6 +57,14 @@ def resolve(config: Mapping[str, Any], *, ignore_keys: Collection[str] = ()) -> 
         prefixes=parts.prefixes,
         notes=parts.notes,
     )
+
+
+def _converted_without(config: Mapping[str, Any]) -> Collection[str]:
+    """The keys that a store was converted with as absent; it keeps the model's config.json unchanged."""
+    section = Reader(config).section("hotset")
+    options = section.section("options") if section is not None else None
+    keys = options.typed("ignore_keys", list, "a list of keys", []) if options is not None else []
+    return [key for key in keys if isinstance(key, str)]
 
 
 def find(reader: Reader) -> Family:
