@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from gguf_models import EXPRESSIBLE, read_config, shapes_of, write_metadata
 
 from hotset.errors import ModelError
 from hotset.models import from_gguf, resolve, row_order
-from hotset.models.gguf import gguf_name
 from hotset.models.rope import llama3_divisors, plain
 
-VECTORS = Path(__file__).parent.parent / "golden" / "vectors"
 ARCHS = {
     "llama": gguf.MODEL_ARCH.LLAMA,
     "qwen2": gguf.MODEL_ARCH.QWEN2,
@@ -23,59 +20,6 @@ ARCHS = {
     "gemma3": gguf.MODEL_ARCH.GEMMA3,
     "olmo2": gguf.MODEL_ARCH.OLMO2,
 }
-# Vectors whose config GGUF can express in full.
-EXPRESSIBLE = {
-    "llama": "llama",
-    "llama_linear": "llama",
-    "llama_yarn": "llama",
-    "qwen2_tied": "qwen2",
-    "qwen3": "qwen3",
-    "olmo2": "olmo2",
-    "gemma3": "gemma3",
-}
-
-
-def read_config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((VECTORS / name / "config.json").read_text())
-    return config
-
-
-def write_metadata(arch: str, config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that convert_hf_to_gguf.py writes for a config."""
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    keys: dict[str, Any] = {
-        "block_count": config["num_hidden_layers"],
-        "context_length": config["max_position_embeddings"],
-        "embedding_length": hidden,
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": heads,
-        "attention.head_count_kv": config["num_key_value_heads"],
-        "attention.layer_norm_rms_epsilon": float(np.float32(config["rms_norm_eps"])),
-        "attention.key_length": config.get("head_dim", hidden // heads),
-        "attention.value_length": config.get("head_dim", hidden // heads),
-        "rope.freq_base": config.get("rope_theta", config.get("rope_parameters", {}).get("rope_theta")),
-    }
-    scaling = config.get("rope_scaling") or {}
-    if scaling:
-        keys["rope.scaling.type"] = scaling.get("rope_type", scaling.get("type"))
-        keys["rope.scaling.factor"] = scaling["factor"]
-    for key, name in {
-        "original_max_position_embeddings": "original_context_length",
-        "beta_fast": "yarn_beta_fast",
-        "beta_slow": "yarn_beta_slow",
-    }.items():
-        if key in scaling:
-            keys[f"rope.scaling.{name}"] = scaling[key]
-    if arch == "gemma3":
-        keys["attention.sliding_window"] = config["sliding_window"]
-        keys["attention.sliding_window_pattern"] = config["sliding_window_pattern"]
-        keys["final_logit_softcapping"] = config["final_logit_softcapping"]
-    named = {f"{arch}.{key}": value for key, value in keys.items()}
-    return {"general.architecture": arch, "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, **named}
-
-
-def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {gguf_name(spec): spec.shape for spec in resolve(config).tensors}
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
