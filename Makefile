@@ -22,7 +22,8 @@ PACKAGE := $(NATIVE) $(shell find src -name '*.py')
 CXX_FILES = $(shell git ls-files -co --exclude-standard 'native/*.cc' 'native/*.h' 'tests/native/*.cc' 'tests/native/*.h')
 PY_DIRS := src tests scripts bench
 
-.PHONY: help demo dev test lint format native-test py-test test-full test-arm sanitize bench-dense report clean
+.PHONY: help demo dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-start bench-ppl report \
+  clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -93,7 +94,13 @@ sanitize: $(VENV)/dev  ## native tests under address, undefined-behaviour and th
 bench-dense: $(VENV)/dev  ## hotset and llama.cpp on the same weights, in turn
 	$(BIN)/python -m bench.dense
 
-report: $(VENV)/dev  ## tables from bench/results
+bench-start: $(VENV)/dev  ## start to first token of `hotset run`, and its memory
+	$(BIN)/python -m bench.start
+
+bench-ppl: $(VENV)/dev  ## perplexity against llama.cpp: make bench-ppl TEXT=file
+	$(BIN)/python -m bench.ppl $(TEXT)
+
+report: $(VENV)/dev  ## tables of the newest results into README.md
 	$(BIN)/python -m bench.report
 
 clean:  ## remove builds and the environment

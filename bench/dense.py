@@ -109,6 +109,16 @@ def _median(case: Case, engine: str, test: str) -> float:
     return statistics.median(sample[test] for sample in case.samples[engine])
 
 
+def share_of_bandwidth(threads: list[int], repeats: int, path: Path) -> None:
+    """How near decode of the 7B shape comes to the memory bandwidth measured in the same run."""
+    counts = ",".join(map(str, threads))
+    store, _ = random_7b()
+    sizes = ["--prefill", "0", "--decode", str(DECODE), "--repeats", str(repeats)]
+    for bound in hotset("bench", str(store), "--threads", counts, *sizes, "--output", str(path))["bounds"]:
+        print(f"7b-q4_0, {bound['threads']} thread(s): decode reaches {bound['share']:.0%} of the memory bandwidth")
+    print(f"written to {path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["smollm2-q4_0", "smollm2-q8_0", "7b-q4_0"])
@@ -124,6 +134,8 @@ def main() -> None:
     path = args.output or result_path("dense", result["host"]["cpu"]["model"])
     write(result, path)
     print(f"\n{show(found)}\n\nwritten to {path}")
+    if "7b-q4_0" in args.models:
+        share_of_bandwidth(args.threads, args.rounds, path.with_name(path.name.replace("dense", "bench", 1)))
 
 
 if __name__ == "__main__":
