@@ -38,26 +38,57 @@ def crc32c(data: bytes | memoryview | NDArray[np.uint8], crc: int = 0) -> int: .
 
 # --- weight formats: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1" --------------------------------------
 def packed_bytes(fmt: str, rows: int, cols: int) -> int: ...
-def encode(fmt: str, weights: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 0) -> tuple[float, float, float]:
-    """Packs weights [rows, cols] into out [packed_bytes]; returns sums (squared error, squared weight), max abs error."""
+def encode(
+    fmt: str, weights: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 0
+) -> tuple[float, float, float]:
+    """Packs weights [rows, cols] into out [packed_bytes]; returns sums (squared error, squared weight), max error."""
 
-def repack_ggml(fmt: str, src: NDArray[np.uint8], rows: int, cols: int, out: NDArray[np.uint8], threads: int = 0) -> None:
+def repack_ggml(
+    fmt: str, src: NDArray[np.uint8], rows: int, cols: int, out: NDArray[np.uint8], threads: int = 0
+) -> None:
     """GGUF blocks, row-major, to the packed layout; every value unchanged."""
 
 def decode(fmt: str, packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]: ...
 
 # --- single kernels, for tests and micro benchmarks ----------------------------------------------------
-def matmul(isa: str, fmt: str, packed: NDArray[np.uint8], rows: int, cols: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def matmul(
+    isa: str, fmt: str, packed: NDArray[np.uint8], rows: int, cols: int, x: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """x [tokens, cols] -> [tokens, rows], one thread, tiles of 16 tokens."""
 
 def quantize_q8(isa: str, x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """x [cols] -> codes [groups * 32], scales [groups]."""
 
-def norm(isa: str, kind: str, x: NDArray[np.float32], w: NDArray[np.float32] | None, b: NDArray[np.float32] | None, eps: float) -> NDArray[np.float32]: ...
+def norm(
+    isa: str,
+    kind: str,
+    x: NDArray[np.float32],
+    w: NDArray[np.float32] | None,
+    b: NDArray[np.float32] | None,
+    eps: float,
+) -> NDArray[np.float32]: ...
 def activate(isa: str, name: str, threshold: float, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
-def glu(isa: str, gate_act: str, up_act: str, gate: NDArray[np.float32], up: NDArray[np.float32], gate_threshold: float = 0, up_threshold: float = 0) -> NDArray[np.float32]: ...
-def rope(isa: str, cos: NDArray[np.float32], sin: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]: ...
-def attend(isa: str, kv: str, q: NDArray[np.float32], k: NDArray[np.float32], v: NDArray[np.float32], lo: NDArray[np.int64], hi: NDArray[np.int64]) -> NDArray[np.float32]:
+def glu(
+    isa: str,
+    gate_act: str,
+    up_act: str,
+    gate: NDArray[np.float32],
+    up: NDArray[np.float32],
+    gate_threshold: float = 0,
+    up_threshold: float = 0,
+) -> NDArray[np.float32]: ...
+def rope(
+    isa: str, cos: NDArray[np.float32], sin: NDArray[np.float32], x: NDArray[np.float32]
+) -> NDArray[np.float32]: ...
+def attend(
+    isa: str,
+    kv: str,
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    lo: NDArray[np.int64],
+    hi: NDArray[np.int64],
+) -> NDArray[np.float32]:
     """One KV head: q [n, hd] (already scaled), k and v [tokens, hd] -> [n, hd]; goes through KV pages of type `kv`."""
 
 def logsumexp(isa: str, x: NDArray[np.float32]) -> tuple[float, float]: ...
@@ -67,7 +98,9 @@ def argmax(isa: str, x: NDArray[np.float32]) -> int: ...
 class TensorRef:
     """Where one weight lies. role: see docs/reference/store.md; layer -1 for tensors of the whole model."""
 
-    def __init__(self, role: str, layer: int, path: str, offset: int, bytes: int, fmt: str, rows: int, cols: int) -> None: ...
+    def __init__(
+        self, role: str, layer: int, path: str, offset: int, bytes: int, fmt: str, rows: int, cols: int
+    ) -> None: ...
 
 class FileChecksums:
     """CRC-32C of every block_bytes of a file, as in the store's manifest."""
@@ -160,4 +193,6 @@ class Sampler:
     ) -> None: ...
     def accept_prompt(self, tokens: NDArray[np.int32]) -> None: ...
     def sample(self, engine: Engine, row: int, mask: NDArray[np.uint32] | None = None) -> tuple[int, float]: ...
-    def sample_logits(self, logits: NDArray[np.float32], mask: NDArray[np.uint32] | None = None) -> tuple[int, float]: ...
+    def sample_logits(
+        self, logits: NDArray[np.float32], mask: NDArray[np.uint32] | None = None
+    ) -> tuple[int, float]: ...
