@@ -40,6 +40,7 @@ NATIVE_ROOMS = {
     "io": "base",
     "quant": "base",
     "kernels": "base quant",
+    "cache": "base io",
     "sampling": "base quant kernels",
     "model": "base quant kernels io",
     "bind": "base quant kernels io sampling model",

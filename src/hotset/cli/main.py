@@ -110,8 +110,8 @@ def _usage_message(error: typer.TyperException) -> str:
     """What typer has against the command line, with the value it got and where help is."""
     context = getattr(error, "ctx", None)
     text = error.format_message() if hasattr(error, "format_message") else str(error)
-    refused = error.__cause__.errors() if hasattr(error.__cause__, "errors") else []  # of pydantic, below typer
-    got = f" (got {refused[0]['input']!r})" if refused else ""
+    errors = getattr(error.__cause__, "errors", None)  # of pydantic, below typer
+    got = f" (got {errors()[0]['input']!r})" if errors else ""
     end = "" if text.endswith("?") else "."
     return f"{text.rstrip('.')}{got}{end} See '{context.command_path if context else 'hotset'} --help'"
 
