@@ -61,6 +61,26 @@ void test_phases_are_barriers(size_t threads, int phases) {
   CHECK(std::all_of(ctx.now.begin(), ctx.now.end(), [&](uint64_t v) { return v == want; }));
 }
 
+// Phases shorter than it takes a worker to come: a late one must neither join a finished phase, whose data is
+// gone, nor work twice in the next.
+void test_short_phases(size_t threads, int phases) {
+  ThreadPool pool(threads);
+  for (int phase = 0; phase < phases; ++phase) {
+    std::vector<int> hits(3);
+    pool.parallel_for(3, 1, [&](size_t begin, size_t, size_t) { hits[begin] += phase; });
+    CHECK(hits == std::vector<int>(3, phase));
+    if (phase % 500 == 499) std::this_thread::sleep_for(std::chrono::microseconds(150));
+  }
+}
+
+void test_share_does_not_wait_for_absent_workers() {
+  ThreadPool pool(2);
+  std::atomic<int> calls = 0;
+  for (int i = 0; i < 1000; ++i)
+    pool.share([](void* p, size_t) { ++*static_cast<std::atomic<int>*>(p); }, &calls);
+  CHECK(calls >= 1000 && calls <= 2000);
+}
+
 void test_exceptions() {
   ThreadPool pool(4);
   for (int repeat = 0; repeat < 100; ++repeat) {
@@ -166,6 +186,9 @@ int main() {
   for (size_t threads : {1, 2, 3, 8}) test_every_index_once(threads);
   test_phases_are_barriers(2, 50000);
   test_phases_are_barriers(5, 3000);  // more threads than this machine may have CPUs
+  test_short_phases(2, 20000);
+  test_short_phases(6, 3000);
+  test_share_does_not_wait_for_absent_workers();
   test_exceptions();
   test_idle_pool_sleeps();
   test_pinning();
