@@ -27,6 +27,15 @@ struct QTile {
   size_t n;    // 1..kTile
 };
 
+// One token's activations in lane order, for vectors of single neurons (quant/neuron.h): in a block of 512
+// columns lane g holds group g. Lanes past the last group are 0.
+struct LaneVector {
+  int8_t* q;    // [blocks][8][16][4]   byte [j][g][b] = column g*32 + 4*j + b of the block
+  float* d;     // [blocks][16]
+  int32_t* s;   // [blocks][16]
+  size_t cols;  // blocks = ceil(cols / 512)
+};
+
 enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu, relu2, shifted_relu };
 
 enum class KvType : uint8_t { f16, int8 };
@@ -88,6 +97,17 @@ struct Kernels {
   // Attends to pages[0..n_pages); pages[i] holds positions (first_page + i) * kPage onwards.
   void (*attend)(KvType t, const uint8_t* const* pages, size_t n_pages, int64_t first_page,
                  const AttendState& a);
+
+  // As quantize(), in lane order.
+  void (*quantize_lanes)(const float* x, const LaneVector& v);
+  // out[i] = dot(vectors[i], x): rows of gate or up, each of x.cols weights.
+  using DotNeurons = void (*)(const uint8_t* const* vectors, size_t n, const LaneVector& x, float* out);
+  DotNeurons dot_neurons_q4_0, dot_neurons_q8_0;
+  // y[c] = sum over i, in order, of a[i] * vectors[i][c], for the columns of blocks [begin, end) of 512:
+  // columns of down. The result of a column does not depend on begin and end. Writes to `cols` at most.
+  using SumNeurons = void (*)(const uint8_t* const* vectors, const float* a, size_t n, size_t cols,
+                              size_t begin, size_t end, float* y);
+  SumNeurons sum_neurons_q4_0, sum_neurons_q8_0;
 
   // max and log(sum(exp(x))) of n logits; argmax (lowest index wins).
   void (*logsumexp)(const float* x, size_t n, float* max, float* lse);

@@ -8,7 +8,6 @@
 //   vector of `cols` weights, G = ceil(cols / 32) groups, blocks of n = min(16, groups left) groups:
 //     q4_0   f16 scale[n], u8 codes[4][n][4]   18 B a group   w = scale * (code - 8)
 //     q8_0   f16 scale[n], u8 codes[8][n][4]   34 B a group   w = scale * (code - 128)
-//     f16    f16 w[cols rounded up to 32]      64 B a group   plain order
 //   4-bit codes: byte [j][g][b] holds column g*32 + 4*j + b of the block in its low nibble and column
 //   g*32 + 16 + 4*j + b in its high nibble. 8-bit codes: [j][g][b] holds column g*32 + 4*j + b.
 // The down vector's groups run over hidden columns of one neuron: each neuron can be read alone.
@@ -17,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "quant/codec.h"
 #include "quant/format.h"
 
 namespace hotset::quant {
@@ -25,11 +25,11 @@ inline constexpr size_t kLaneGroups = 16;  // groups per block: int32 lanes of a
 
 constexpr size_t vector_bytes(Format f, size_t cols) {
   const size_t groups = (cols + kGroup - 1) / kGroup;
-  return groups * (f == Format::q4_0 ? 18 : f == Format::q8_0 ? 34 : 64);
+  return groups * (f == Format::q4_0 ? 18 : 34);
 }
 
 struct NeuronLayout {
-  Format format = Format::q4_0;  // q4_0, q8_0 or f16
+  Format format = Format::q4_0;  // q4_0 or q8_0
   size_t hidden = 0;
   bool gated = true;
   size_t stride = 0;  // bytes from one bundle to the next; a multiple of what direct I/O asks for
@@ -40,8 +40,9 @@ struct NeuronLayout {
   size_t bytes() const { return down_offset() + vector(); }  // without the padding
 };
 
-// Encodes w[cols] into one vector; least-squares scales as codec.h. Throws InvalidWeight.
-void encode_vector(Format f, const float* w, size_t cols, uint8_t* out);
+// Encodes w[cols] into one vector, scales as in codec.h. A NaN, infinite or too large weight throws
+// InvalidWeight naming the column.
+ErrorSums encode_vector(Format f, const float* w, size_t cols, uint8_t* out);
 void decode_vector(Format f, const uint8_t* vector, size_t cols, float* out);
 
 }  // namespace hotset::quant

@@ -75,6 +75,8 @@ void check_activations(const Kernels& k, Rng rng);
 void check_rope_add(const Kernels& k, Rng rng);
 void check_logits(const Kernels& k, Rng rng);
 void check_quantize(const Kernels& k, Rng rng);
+void check_neuron_dots(const Kernels& k, Rng rng);
+void check_neuron_sums(const Kernels& k, Rng rng);
 
 struct Case {
   const char* name;
@@ -87,6 +89,8 @@ inline constexpr Case kCases[] = {{"matmul_quantized", check_matmul_quantized},
                                   {"activations", check_activations},
                                   {"rope_add", check_rope_add},
                                   {"logits", check_logits},
-                                  {"quantize", check_quantize}};
+                                  {"quantize", check_quantize},
+                                  {"neuron_dots", check_neuron_dots},
+                                  {"neuron_sums", check_neuron_sums}};
 
 }  // namespace cases

@@ -5,6 +5,7 @@
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/matmul_float.h"
 #include "kernels/generic/matmul_quant.h"
+#include "kernels/generic/neuron.h"
 #include "kernels/tables.h"
 
 namespace hotset::kernels::generic {
@@ -29,6 +30,11 @@ constexpr Kernels make_table(const char* isa) {
           rope<V>,
           kv_store<V>,
           attend<V>,
+          quantize_lanes<V>,
+          dot_neurons<D<Format::q4_0>>,
+          dot_neurons<D<Format::q8_0>>,
+          sum_neurons<D<Format::q4_0>>,
+          sum_neurons<D<Format::q8_0>>,
           logsumexp<V>,
           argmax<V>};
 }

@@ -60,6 +60,17 @@ struct Vec {
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I set_int(int32_t x) { return _mm256_set1_epi32(x); }
   static I zero_int() { return _mm256_setzero_si256(); }
+  static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static I sub_int(I a, I b) { return _mm256_sub_epi32(a, b); }
+  template <int kShift>
+  static I shift_left(I v) {
+    return _mm256_slli_epi32(v, kShift);
+  }
+  template <int kShift, int kBits>
+  static F code(I v) {
+    return _mm256_cvtepi32_ps(
+        _mm256_and_si256(_mm256_srli_epi32(v, kShift), _mm256_set1_epi32((1 << kBits) - 1)));
+  }
 };
 
 // The four activations at a, in all lanes.
@@ -71,6 +82,10 @@ inline __m256i broadcast4(const int8_t* a) {
 
 inline __m256i load_codes(const uint8_t* codes) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+}
+
+inline __m256i load_activations(const int8_t* a) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
 }
 
 template <quant::Format f>
@@ -99,6 +114,15 @@ struct Dot<f> {
       w.v[j + 4] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
     }
     return w;
+  }
+
+  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m256i& sums) {
+    const Weights w = load(codes);
+    __m256i pairs = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j)
+      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.v[j], load_activations(a + j * 64)));
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 
   template <int U>
@@ -133,6 +157,16 @@ struct Dot<quant::Format::q8_0> {
   };
 
   static HOTSET_INLINE Weights load(const uint8_t* codes) { return {codes}; }
+
+  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m256i& sums) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const __m256i code = _mm256_xor_si256(load_codes(codes + j * 64), _mm256_set1_epi8(-128));
+      const __m256i turned = _mm256_sign_epi8(load_activations(a + j * 64), code);
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(code), turned);
+      sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+  }
 
   template <int U>
   static HOTSET_INLINE void dot(const Weights& w, const int8_t* a, __m256i* sums) {

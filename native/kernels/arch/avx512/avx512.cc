@@ -34,6 +34,15 @@ struct Dot<f> {
     return w;
   }
 
+  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m512i& sums) {
+    const Weights w = load(codes);
+    __m512i pairs = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j)
+      pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(w.v[j], _mm512_loadu_si512(a + j * 64)));
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+
   template <int U>
   static HOTSET_INLINE void dot(const Weights& w, const int8_t* a, __m512i* sums) {
     __m512i pairs[U];
@@ -72,6 +81,17 @@ struct Dot<quant::Format::q8_0> {
       w.v[j] = _mm512_xor_si512(_mm512_loadu_si512(codes + j * 64), _mm512_set1_epi8(-128));
     }
     return w;
+  }
+
+  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m512i& sums) {
+    const Weights w = load(codes);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const __m512i x = _mm512_loadu_si512(a + j * 64);
+      const __m512i turned = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w.v[j]), _mm512_setzero_si512(), x);
+      const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w.v[j]), turned);
+      sums = _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    }
   }
 
   template <int U>

@@ -56,6 +56,23 @@ struct Vec {
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I set_int(int32_t x) { return _mm512_set1_epi32(x); }
   static I zero_int() { return _mm512_setzero_si512(); }
+  static I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static I sub_int(I a, I b) { return _mm512_sub_epi32(a, b); }
+  template <int kShift>
+  static I shift_left(I v) {
+    return _mm512_slli_epi32(v, kShift);
+  }
+  // float((v >> kShift) & (2^kBits - 1)); for 4 bits a table does it in one instruction, which looks at no
+  // other bits.
+  template <int kShift, int kBits>
+  static F code(I v) {
+    const I shifted = _mm512_srli_epi32(v, kShift);
+    if constexpr (kBits == 4) {
+      const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      return _mm512_permutexvar_ps(shifted, table);
+    }
+    return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32((1 << kBits) - 1)));
+  }
 };
 
 // The four activations at a, in all lanes.

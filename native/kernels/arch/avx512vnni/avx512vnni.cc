@@ -35,6 +35,12 @@ struct Dot {
     return w;
   }
 
+  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m512i& sums) {
+    const Weights w = load(codes);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) sums = _mm512_dpbusd_epi32(sums, w.v[j], _mm512_loadu_si512(a + j * 64));
+  }
+
   template <int U>
   static HOTSET_INLINE void dot(const Weights& w, const int8_t* a, __m512i* sums) {
 #pragma GCC unroll 8

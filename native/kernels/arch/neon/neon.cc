@@ -23,6 +23,10 @@ struct Dot {
     return vreinterpret_s8_s32(vdup_n_s32(bytes));
   }
 
+  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, int32x4_t& sums) {
+    lane_dot_wide<f>(codes, a, sums);
+  }
+
   template <int U>
   static HOTSET_INLINE void dot(const Weights& w, const int8_t* a, int32x4_t* sums) {
     static_assert(U == 1);

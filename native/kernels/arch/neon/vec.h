@@ -52,6 +52,17 @@ struct Vec {
   static F to_float(I v) { return vcvtq_f32_s32(v); }
   static I set_int(int32_t x) { return vdupq_n_s32(x); }
   static I zero_int() { return vdupq_n_s32(0); }
+  static I load_int(const int32_t* p) { return vld1q_s32(p); }
+  static I sub_int(I a, I b) { return vsubq_s32(a, b); }
+  template <int kShift>
+  static I shift_left(I v) {
+    return vshlq_n_s32(v, kShift);
+  }
+  template <int kShift, int kBits>
+  static F code(I v) {
+    const I shifted = vshlq_s32(v, vdupq_n_s32(-kShift));
+    return vcvtq_f32_s32(vandq_s32(shifted, vdupq_n_s32((1 << kBits) - 1)));
+  }
 };
 
 // One group of a strip of 4 rows, signed: codes minus the code that means 0.
@@ -79,6 +90,19 @@ struct SignedCodes {
     return w;
   }
 };
+
+// sums += codes . a lane by lane; a holds four activations for each lane, vectors 64 bytes apart.
+template <quant::Format f>
+HOTSET_INLINE void lane_dot_wide(const uint8_t* codes, const int8_t* a, int32x4_t& sums) {
+  const auto w = SignedCodes<f>::load(codes);
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const int8x16_t x = vld1q_s8(a + j * 64);
+    const int16x8_t low = vmull_s8(vget_low_s8(w.v[j]), vget_low_s8(x));
+    const int16x8_t high = vmull_high_s8(w.v[j], x);
+    sums = vaddq_s32(sums, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+  }
+}
 
 }  // namespace
 

@@ -39,6 +39,16 @@ struct Vec {
   static F to_float(I v) { return static_cast<float>(v); }
   static I set_int(int32_t x) { return x; }
   static I zero_int() { return 0; }
+  static I load_int(const int32_t* p) { return *p; }
+  static I sub_int(I a, I b) { return a - b; }
+  template <int kShift>
+  static I shift_left(I v) {
+    return v << kShift;
+  }
+  template <int kShift, int kBits>
+  static F code(I v) {
+    return static_cast<float>(v >> kShift & ((1 << kBits) - 1));
+  }
 };
 
 template <quant::Format f>
@@ -63,6 +73,11 @@ struct Dot {
       }
     }
     return w;
+  }
+
+  static void lane_dot(const uint8_t* codes, const int8_t* a, int32_t& sums) {
+    const Weights w = load(codes);
+    for (size_t i = 0; i < quant::kGroup; ++i) sums += w.code[i] * a[i / 4 * quant::kLaneGroups * 4 + i % 4];
   }
 
   template <int U>
