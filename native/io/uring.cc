@@ -16,8 +16,11 @@ namespace {
 // Completions need no interrupt of the owner, which asks for them anyway; kernels before 5.19 do not know the
 // flag.
 int set_up(io_uring* ring, size_t depth) {
+#ifdef IORING_SETUP_COOP_TASKRUN
   const int error = io_uring_queue_init(static_cast<unsigned>(depth), ring, IORING_SETUP_COOP_TASKRUN);
-  return error == -EINVAL ? io_uring_queue_init(static_cast<unsigned>(depth), ring, 0) : error;
+  if (error != -EINVAL) return error;
+#endif
+  return io_uring_queue_init(static_cast<unsigned>(depth), ring, 0);
 }
 
 class UringReader final : public QueueReader {
@@ -64,7 +67,7 @@ class UringReader final : public QueueReader {
     const size_t slot = free_.back();
     free_.pop_back();
     slots_[slot] = read;
-    io_uring_sqe_set_data64(sqe, slot);
+    io_uring_sqe_set_data(sqe, reinterpret_cast<void*>(slot));
   }
 
   bool take(Done& done, size_t at_least) override {
@@ -76,7 +79,7 @@ class UringReader final : public QueueReader {
       while (error == -EINTR);
       if (error < 0) fail("cannot wait for io_uring", error);
     }
-    const size_t slot = io_uring_cqe_get_data64(cqe);
+    const auto slot = reinterpret_cast<size_t>(io_uring_cqe_get_data(cqe));
     done = {slots_[slot], cqe->res};
     io_uring_cqe_seen(&ring_, cqe);
     free_.push_back(slot);
