@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_runs import ISAS, assert_close, assert_engine_close, engine, prompt, step
-from golden_vectors import Vector
+from golden_vectors import NAMES, Vector, load
 
 from hotset.formats.store import open_store
+from hotset.models import resolve
 from hotset.tools.convert import convert
 
 pytestmark = pytest.mark.full
@@ -60,6 +62,13 @@ def random_shape(case: Any, random: np.random.Generator) -> Any:
         changes["max_position_embeddings"] = 256
         longest = int(random.choice([60, 240]))
     return replace(case, config=case.config | changes, tokens=int(random.integers(2, longest)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_as_the_installed_transformers_saves_it(name: str, script: ModuleType, tmp_path: Path) -> None:
+    script.AutoConfig.from_pretrained(load(name).folder).save_pretrained(tmp_path)
+    model = resolve(json.loads((tmp_path / "config.json").read_text()))
+    assert (model.config, model.tensors) == (load(name).model.config, load(name).model.tensors)
 
 
 @pytest.mark.parametrize("shape", range(SHAPES))

@@ -24,7 +24,6 @@ class TensorSpec:
     rows: int
     cols: int  # 0: a vector of `rows` values
     kind: Kind  # chooses the weight format; "ffn" goes to neurons.safetensors
-    optional: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ def match_tensors(
         if wanted is not None and found.setdefault(wanted, name) != name:
             raise ModelError(f"{where} has the tensor {quoted(wanted)} twice, also as {quoted(name)}; remove one")
     specs = {spec.name: spec for spec in model.tensors}
-    missing = [spec.name for spec in model.tensors if spec.name not in found and not spec.optional]
+    missing = [spec.name for spec in model.tensors if spec.name not in found]
     extra = [name for wanted, name in found.items() if wanted not in specs]
     wrong = [
         f"{name} {list(shapes[found[name]])} instead of {list(spec.shape)}"
