@@ -6,6 +6,9 @@ namespace hotset::kernels {
 
 namespace {
 
+// Ends an addition: GCC would turn a chain of integer sums into a wide tree and spill it.
+inline void fix_order(__m512i& sum) { asm("" : "+v"(sum)); }
+
 template <quant::Format f>
 struct Dot;
 
@@ -53,6 +56,7 @@ struct Dot<f> {
         const __m512i four = broadcast4(a + u * static_cast<int>(quant::kGroup) + j * 4);
         const __m512i product = _mm512_maddubs_epi16(w.v[j], four);
         pairs[u] = j == 0 ? product : _mm512_add_epi16(pairs[u], product);
+        fix_order(pairs[u]);
       }
     }
 #pragma GCC unroll 8
@@ -106,6 +110,7 @@ struct Dot<quant::Format::q8_0> {
         const __m512i turned = _mm512_mask_sub_epi8(four, negative, _mm512_setzero_si512(), four);
         const __m512i pairs = _mm512_maddubs_epi16(magnitude, turned);
         sums[u] = _mm512_add_epi32(sums[u], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+        fix_order(sums[u]);
       }
     }
   }

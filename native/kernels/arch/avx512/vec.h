@@ -14,7 +14,7 @@ namespace {
 struct Vec {
   using F = __m512;
   using I = __m512i;
-  static constexpr int kLanes = 16, kStrips = 4, kTokens = 16, kPageVectors = 4;
+  static constexpr int kLanes = 16, kStrips = 4, kAccumulators = 16, kPageVectors = 4;
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }

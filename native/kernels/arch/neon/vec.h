@@ -14,7 +14,7 @@ namespace {
 struct Vec {
   using F = float32x4_t;
   using I = int32x4_t;
-  static constexpr int kLanes = 4, kStrips = 8, kTokens = 16, kPageVectors = 4;
+  static constexpr int kLanes = 4, kStrips = 8, kAccumulators = 16, kPageVectors = 4;
 
   static F load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, F v) { vst1q_f32(p, v); }

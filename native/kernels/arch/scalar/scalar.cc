@@ -11,7 +11,7 @@ namespace {
 struct Vec {
   using F = float;
   using I = int32_t;
-  static constexpr int kLanes = 1, kStrips = 4, kTokens = 4, kPageVectors = 4;
+  static constexpr int kLanes = 1, kStrips = 4, kAccumulators = 4, kPageVectors = 4;
 
   static F load(const float* p) { return *p; }
   static void store(float* p, F v) { *p = v; }
