@@ -1,15 +1,15 @@
 """Every error a user can meet. The message names what was got, what was wanted and what to do next.
 
-    HotsetError                1   anything below
-    ├── UsageError             2   wrong flag or argument
-    ├── ModelError             3   architecture, config key or tensor that cannot be run
-    ├── FormatError            4   file that is not what it says: truncated, corrupt, hostile
-    ├── StorageError           5   drive: missing, full, failing, short read
-    ├── MemoryBudgetError      6   does not fit in the memory granted
-    ├── InputError             7   text that cannot be run: empty, too long, not UTF-8
-    ├── DownloadError          8   hub or network
-    └── HostError              9   this machine lacks what was asked for
-    (KeyboardInterrupt       130   Ctrl-C)
+HotsetError                1   anything below
+├── UsageError             2   wrong flag or argument
+├── ModelError             3   architecture, config key or tensor that cannot be run
+├── FormatError            4   file that is not what it says: truncated, corrupt, hostile
+├── StorageError           5   drive: missing, full, failing, short read
+├── MemoryBudgetError      6   does not fit in the memory granted
+├── InputError             7   text that cannot be run: empty, too long, not UTF-8
+├── DownloadError          8   hub or network
+└── HostError              9   this machine lacks what was asked for
+(KeyboardInterrupt       130   Ctrl-C)
 """
 
 
