@@ -193,6 +193,11 @@ class LLM:
         return self._native().isa
 
     @property
+    def core(self) -> _core.Engine:
+        """The native engine itself, for measurements that no sampler should be part of; see _core.pyi."""
+        return self._native()
+
+    @property
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_per_token."""
         return self._native().stats
@@ -298,4 +303,4 @@ def _check_choices(threads: int | None, kv: str, load: str) -> None:
 
 
 def _is_messages(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
