@@ -43,7 +43,9 @@ NATIVE_ROOMS = {
     "cache": "base io",
     "sampling": "base quant kernels",
     "model": "base quant kernels io",
-    "bind": "base quant kernels io sampling model",
+    "predictor": "base quant kernels",
+    "pipeline": "base quant kernels io cache model predictor",
+    "bind": "base quant kernels io cache sampling model predictor pipeline",
 }
 Uses = Callable[[Path], Iterator[tuple[int, str]]]
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
