@@ -43,11 +43,14 @@ def half_windows(tokens: int, size: int) -> list[Window]:
 
 
 def sliding_windows(tokens: int, size: int, stride: int) -> list[Window]:
-    """Windows `stride` apart; each scores what the one before has not, as in Hugging Face's guide to perplexity."""
+    """Windows `stride` apart; each scores what the one before has not, as in Hugging Face's guide to perplexity.
+
+    The first token of a window has nothing before it, so it is never scored: with stride = size, one in `size` is not.
+    """
     windows: list[Window] = []
     for start in range(0, tokens, stride):
         end = min(start + size, tokens)
-        windows.append(Window(start, end, windows[-1].end if windows else 1))
+        windows.append(Window(start, end, max(windows[-1].end if windows else 0, start + 1)))
         if end == tokens:
             break
     return windows
