@@ -134,6 +134,25 @@ def test_batching_sequences_changes_no_bit(name: str, isa: str, stores: OpenStor
     np.testing.assert_array_equal(np.concatenate([first[2], then[0]]), whole)
 
 
+def assert_engine_meets_twin(vector: Vector, config: ModelConfig, tokens: list[int], store: Store) -> Rows:
+    """A model with the vector's weights and another config, cut in two ways, on every ISA; returns the twin's logits."""
+
+    def twin(arithmetic: Arithmetic, kv: KvKind = "f16") -> Rows:
+        forward = Forward(config, vector.weights, arithmetic=arithmetic, kv=kv)
+        return forward.step(forward.cache(), tokens)
+
+    want, exact = twin(Arithmetic()), twin(Arithmetic(), "exact")
+    tolerance = np.full((len(tokens), 1), rounding_tolerance(twin).max())
+    for isa in ISAS:
+        core = engine(store, isa, config=config)
+        _, rows = prompt(core, tokens, len(tokens))
+        assert_close(rows, want, tolerance)
+        assert typical(rows - want) <= 0.3 * typical(want - exact), isa
+        _, chunked = prompt(core, tokens, 77)
+        np.testing.assert_array_equal(chunked, rows, err_msg=isa)
+    return want
+
+
 @pytest.mark.parametrize("window", [0, 1, 64, 65, 150])
 def test_attention_over_many_pages(window: int, stores: OpenStore) -> None:
     """300 tokens are 5 pages of the KV cache; windows end in pages, on their borders and just behind them."""
@@ -141,20 +160,30 @@ def test_attention_over_many_pages(window: int, stores: OpenStore) -> None:
     layers = tuple(replace(layer, window=window) for layer in vector.model.config.layers)
     config = replace(vector.model.config, layers=layers, context=512)
     tokens = np.random.default_rng(window).integers(3, config.vocab, 300).tolist()
+    assert_engine_meets_twin(vector, config, tokens, stores("llama_linear", "f16"))
 
-    def twin(arithmetic: Arithmetic, kv: KvKind = "f16") -> Rows:
-        forward = Forward(config, vector.weights, arithmetic=arithmetic, kv=kv)
-        return forward.step(forward.cache(), tokens)
 
-    want, exact = twin(Arithmetic()), twin(Arithmetic(), "exact")
-    tolerance = np.full((300, 1), rounding_tolerance(twin).max())
-    for isa in ISAS:
-        core = engine(stores("llama_linear", "f16"), isa, config=config)
-        _, rows = prompt(core, tokens, 300)
-        assert_close(rows, want, tolerance)
-        assert typical(rows - want) <= 0.3 * typical(want - exact)
-        _, chunked = prompt(core, tokens, 77)
-        np.testing.assert_array_equal(chunked, rows, err_msg=isa)
+# What ModelConfig can say and no family of the vectors does.
+VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
+    "dReLU": lambda c: replace(c, act_gate="relu", act_up="relu"),
+    "thresholds": lambda c: replace(
+        c, act_gate="shifted_relu", act_up="shifted_relu", gate_threshold=0.3, up_threshold=0.1
+    ),
+    "squared ReLU": lambda c: replace(c, act_gate="relu2"),
+    "part of the head rotated": lambda c: replace(
+        c, ropes=(replace(c.ropes[0], inv_freq=c.ropes[0].inv_freq[:4], attention_factor=1.2),)
+    ),
+    "one layer without rotation": lambda c: replace(c, layers=(c.layers[0], replace(c.layers[1], rope=-1))),
+    "scales": lambda c: replace(c, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.25, logit_softcap=1.0),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_equal_the_twin(variant: str, stores: OpenStore) -> None:
+    vector = load("llama_linear")
+    config = VARIANTS[variant](vector.model.config)
+    want = assert_engine_meets_twin(vector, config, vector.tokens, stores("llama_linear", "f16"))
+    assert typical(want - vector.twin("f16")[: len(want)]) > 0.05  # the variant is one
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
