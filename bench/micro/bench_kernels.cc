@@ -182,7 +182,7 @@ int main(int argc, char** argv) {
     if (!isas[i].supported || (!options.isa.empty() && options.isa != isas[i].name)) continue;
     const Kernels& k = *isas[i].kernels;
     for (const Format f : kFormats) {
-      bench_matmul(options, k, f, "cache", cache_bytes, 1024, weights);
+      bench_matmul(options, k, f, "cache", cache_bytes, 4096, weights);
       if (options.dram_mib > 1) bench_matmul(options, k, f, "dram", weights.size(), 4096, weights);
     }
     bench_attend(options, k, kernels::KvType::f16, "attend_f16");

@@ -49,9 +49,9 @@ void kv_store(KvType type, const float* k, const float* v, size_t hd, size_t slo
   auto* scales = reinterpret_cast<float*>(values + hd * kPage);
   // The key goes through the value's slot, which is as long, and is scattered to its column from there.
   int8_t* row = values + slot * hd;
-  scales[slot] = quantize_absmax<V>(k, hd, row);
+  scales[slot] = quantize_absmax<V>(k, hd, row).scale;
   for (size_t d = 0; d < hd; ++d) keys[d * kPage + slot] = row[d];
-  scales[kPage + slot] = quantize_absmax<V>(v, hd, row);
+  scales[kPage + slot] = quantize_absmax<V>(v, hd, row).scale;
 }
 
 // scores[i][t] = q[i] . key t, for Q queries and all tokens of the page; sums over d in order.

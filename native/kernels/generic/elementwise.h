@@ -161,18 +161,29 @@ float largest_magnitude(const float* x, size_t n) {
       [](F a, F b) { return V::max(a, b); }));
 }
 
-// q = round(x * 127 / absmax); returns absmax / 127. Magnitudes below 1e-35 become 0: their inverse
-// overflows.
+struct Quantized {
+  float scale;  // absmax / 127
+  int32_t sum;  // of q; exact up to 2^24
+};
+
+// q = round(x * 127 / absmax). Magnitudes below 1e-35 become 0: their inverse overflows. n is a multiple of
+// kLanes.
 template <class V>
-float quantize_absmax(const float* x, size_t n, int8_t* q) {
+Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
+  using F = typename V::F;
   const float top = largest_magnitude<V>(x, n);
   if (!(top > 1e-35f && top < __builtin_inff())) {
     __builtin_memset(q, 0, n);
-    return 0.0f;
+    return {0.0f, 0};
   }
-  const typename V::F inverse = V::set(127.0f / top);
-  for (size_t i = 0; i < n; i += V::kLanes) V::store_i8(q + i, V::mul(V::load(x + i), inverse));
-  return top / 127.0f;
+  const F inverse = V::set(127.0f / top);
+  F sum = V::zero();
+  for (size_t i = 0; i < n; i += V::kLanes) {
+    const F code = V::round(V::mul(V::load(x + i), inverse));
+    V::store_i8(q + i, code);
+    sum = V::add(sum, code);
+  }
+  return {top / 127.0f, static_cast<int32_t>(V::sum(sum))};
 }
 
 template <class V>
@@ -190,10 +201,9 @@ void quantize(const float* x, size_t cols, const QTile& tile, size_t t) {
       source = padded;
     }
     int8_t* q = tile.q + (g * tile.n + t) * kGroup;
-    tile.d[g * tile.n + t] = quantize_absmax<V>(source, kGroup, q);
-    int32_t sum = 0;
-    for (size_t i = 0; i < kGroup; ++i) sum += q[i];
-    tile.s[g * tile.n + t] = sum;
+    const Quantized group = quantize_absmax<V>(source, kGroup, q);
+    tile.d[g * tile.n + t] = group.scale;
+    tile.s[g * tile.n + t] = group.sum;
   }
 }
 

@@ -38,14 +38,11 @@ void quantize_lanes(const float* x, const LaneVector& v) {
     int8_t q[quant::kGroup];
     const size_t first = g * quant::kGroup;
     for (size_t i = 0; i < quant::kGroup; ++i) group[i] = first + i < v.cols ? x[first + i] : 0.0f;
-    v.d[g] = quantize_absmax<V>(group, quant::kGroup, q);
+    const Quantized quantized = quantize_absmax<V>(group, quant::kGroup, q);
+    v.d[g] = quantized.scale;
+    v.s[g] = quantized.sum;
     int8_t* lane = v.q + g / kLaneGroups * kBlockCols + g % kLaneGroups * 4;
-    int32_t sum = 0;
-    for (size_t i = 0; i < quant::kGroup; ++i) {
-      lane[i / 4 * kLaneGroups * 4 + i % 4] = q[i];
-      sum += q[i];
-    }
-    v.s[g] = sum;
+    for (size_t i = 0; i < quant::kGroup; ++i) lane[i / 4 * kLaneGroups * 4 + i % 4] = q[i];
   }
 }
 
