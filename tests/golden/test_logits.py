@@ -135,7 +135,7 @@ def test_batching_sequences_changes_no_bit(name: str, isa: str, stores: OpenStor
 
 
 def assert_engine_meets_twin(vector: Vector, config: ModelConfig, tokens: list[int], store: Store) -> Rows:
-    """A model with the vector's weights and another config, cut in two ways, on every ISA; returns the twin's logits."""
+    """The vector's weights under another config, cut in two ways, on every ISA. Returns the twin's logits."""
 
     def twin(arithmetic: Arithmetic, kv: KvKind = "f16") -> Rows:
         forward = Forward(config, vector.weights, arithmetic=arithmetic, kv=kv)
