@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from hotset.config import LayerConfig, ModelConfig
 from hotset.engine.budget import Allotment, Host, allot, kv_bytes, parse_bytes, scratch_bytes
+from hotset.engine.lock import FairLock
 from hotset.engine.prefix_cache import PrefixCache
 from hotset.engine.score import half_windows, sliding_windows
 from hotset.engine.stops import StopMatcher
@@ -194,3 +198,25 @@ def test_the_prefix_cache_keeps_the_longest_of_each_conversation() -> None:
     while cache.evict():
         pass
     assert len(cache) == 0 and not cache.evict()
+
+
+def test_the_lock_goes_round_and_lets_in_one_at_a_time() -> None:
+    lock, order, start = FairLock(), [], threading.Barrier(3)
+
+    def work(name: int) -> None:
+        start.wait()
+        for _ in range(300):
+            with lock:
+                before = len(order)
+                order.append(name)
+                time.sleep(1e-5)  # lets others run, as a step does
+                assert len(order) == before + 1
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(order) == 900
+    middle = order[200:500]
+    assert sum(a != b for a, b in pairwise(middle)) > 250, "whoever has had it goes to the end of the queue"

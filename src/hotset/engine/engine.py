@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from hotset.engine.backend import Core, Decoder, DrawFactory
+from hotset.engine.lock import FairLock
 from hotset.engine.output import Chunk, TokenLogprob
 from hotset.engine.prefix_cache import PrefixCache
 from hotset.engine.scheduler import Scheduler, Slice
@@ -42,7 +42,7 @@ class Engine:
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
         self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
-        self.lock = threading.RLock()
+        self.lock = FairLock()
         self._requests = 0
 
     def submit(
@@ -91,11 +91,7 @@ class Engine:
     def cancel(self, request: Request) -> None:
         """Ends a request early; what it computed stays for prompts that begin alike. Waits for a running step."""
         with self.lock:
-            for sequence in request.sequences:
-                if sequence.finish_reason is None:
-                    self._end(sequence, keep=True)
-                    sequence.finish_reason = "cancelled"
-            request.ended = request.ended or time.perf_counter()
+            self._cancel(request)
 
     def make_room(self, tokens: int) -> None:
         """Frees old prefixes until the KV cache has room for `tokens` more.
@@ -113,7 +109,7 @@ class Engine:
 
     def _run_step(self) -> None:
         for abandoned in {s.request for s in self._scheduler.active if s.request.abandoned}:
-            self.cancel(abandoned)
+            self._cancel(abandoned)
         slices = self._scheduler.plan()
         if not slices:
             return
@@ -123,6 +119,13 @@ class Engine:
         except BaseException:
             self._resync()
             raise
+
+    def _cancel(self, request: Request) -> None:
+        for sequence in request.sequences:
+            if sequence.finish_reason is None:
+                self._end(sequence, keep=True)
+                sequence.finish_reason = "cancelled"
+        request.ended = request.ended or time.perf_counter()
 
     def _compute(self, slices: list[Slice]) -> None:
         sequences = [s.sequence for s in slices]
