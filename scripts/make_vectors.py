@@ -5,13 +5,15 @@
 
 Each folder holds config.json (in the spelling of transformers 4 or 5), model.safetensors and expected.safetensors:
 tokens [n], logits [n, vocab] after each of them, continuation [m] (greedy, with transformers' own cache) and its logits
-[m, vocab]. All computed in float32 with eager attention, from weights that the stored dtype holds exactly.
+[m, vocab]. All computed in float32 with eager attention, from weights that the stored dtype holds exactly. Families
+whose code comes with their checkpoints are computed by the family they derive from, with what differs put in.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     tokens: int = 56
     dtype: torch.dtype = torch.bfloat16
+    parent: dict[str, Any] | None = None  # keys to replace for the config of the family that transformers has
+    put_in: Callable[[torch.nn.Module, dict[str, Any]], None] = lambda model, config: None
 
 
 BASE: dict[str, Any] = {
@@ -52,6 +56,45 @@ BASE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 LLAMA = ("llama", "LlamaForCausalLM")
+
+
+class FatRelu(torch.nn.Module):
+    """ProSparse's activation: x above the threshold, else 0."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.threshold(x, self.threshold, 0.0)
+
+
+def put_in_fatrelu(model: torch.nn.Module, config: dict[str, Any]) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn = FatRelu(config["hidden_act_param"])
+
+
+def put_in_drelu(model: torch.nn.Module, config: dict[str, Any]) -> None:
+    """The activation on up too."""
+    for layer in model.model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda module, args, out: torch.relu(out))
+
+
+def put_in_scales(model: torch.nn.Module, config: dict[str, Any]) -> None:
+    """MiniCPM's: on the embedding, on what attention and FFN add, and before the head."""
+    if config["hidden_act"] == "fatrelu":
+        put_in_fatrelu(model, config)
+    residual = config["scale_depth"] / config["num_hidden_layers"] ** 0.5
+    model.model.embed_tokens.register_forward_hook(lambda module, args, out: out * config["scale_emb"])
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_hook(lambda module, args, out: (out[0] * residual, *out[1:]))
+        layer.mlp.register_forward_hook(lambda module, args, out: out * residual)
+    width = config["hidden_size"] / config["dim_model_base"]
+    model.lm_head.register_forward_pre_hook(lambda module, args: (args[0] / width,))
+
+
+AS_LLAMA: dict[str, Any] = {"architectures": [LLAMA[1]], "model_type": LLAMA[0], "hidden_act": "silu"}
+AS_MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 OPT: dict[str, Any] = {
     **dict.fromkeys(("intermediate_size", "num_key_value_heads", "rms_norm_eps", "rope_theta")),
     "ffn_dim": 104,
@@ -196,6 +239,46 @@ CASES = (
         {**OPT, "enable_bias": False, "ffn_dim": 72, "vocab_size": 96, "max_position_embeddings": 72},
         dtype=torch.float32,
     ),
+    Case("llama_relu", *LLAMA, {"hidden_act": "relu", "pretraining_tp": 1}),
+    Case(
+        "prosparse",
+        "sparsellama",
+        "SparseLlamaForCausalLM",
+        {"hidden_act": "fatrelu", "hidden_act_param": 0.25},
+        parent=AS_LLAMA,
+        put_in=put_in_fatrelu,
+    ),
+    Case(
+        "bamboo",
+        "bamboo",
+        "BambooForCausalLM",
+        {"hidden_act": "relu", "sliding_window": 24, "intermediate_size": 160},
+        parent=AS_MISTRAL,
+        put_in=put_in_drelu,
+    ),
+    Case(
+        "minicpm_s",
+        "minicpm",
+        "MiniCPMForCausalLM",
+        {
+            "hidden_act": "fatrelu",
+            "hidden_act_param": 0.1,
+            "scale_emb": 3.0,
+            "scale_depth": 1.4,
+            "dim_model_base": 40,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 3,
+        },
+        parent=AS_LLAMA,
+        put_in=put_in_scales,
+    ),
+    Case("arcee", "arcee", "ArceeForCausalLM", {"hidden_act": "relu2", "mlp_bias": True}),
+    Case(
+        "nemotron",
+        "nemotron",
+        "NemotronForCausalLM",
+        {"hidden_act": "relu2", "rms_norm_eps": None, "norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+    ),
 )
 
 
@@ -207,11 +290,18 @@ def config_of(case: Case) -> dict[str, Any]:
     return head | {key: value for key, value in values.items() if value is not None or key == "sliding_window"}
 
 
+def config_known_to_transformers(folder: Path, case: Case) -> Any:
+    if case.parent is None:
+        return AutoConfig.from_pretrained(folder)
+    return AutoConfig.for_model(**(config_of(case) | case.parent))
+
+
 def build(folder: Path, case: Case, seed: int) -> torch.nn.Module:
     """The model that transformers makes of folder/config.json, with random weights."""
-    config = AutoConfig.from_pretrained(folder)
+    config = config_known_to_transformers(folder, case)
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
+    case.put_in(model, config_of(case))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():

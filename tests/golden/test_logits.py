@@ -56,6 +56,13 @@ MISTAKES: dict[str, tuple[str, Callable[[ModelConfig], ModelConfig]]] = {
     "mscale forgotten": ("llama_yarn", lambda c: replace(c, ropes=(replace(c.ropes[0], attention_factor=1.0),))),
     "dynamic base not grown": ("llama_dynamic", lambda c: replace(c, ropes=(replace(c.ropes[0], dynamic_factor=0.0),))),
     "positions one too early": ("opt", lambda c: replace(c, position_offset=1)),
+    "up branch of dReLU linear": ("bamboo", lambda c: replace(c, act_up="none")),
+    "threshold forgotten": ("prosparse", lambda c: replace(c, act_gate="relu")),
+    "threshold 1 % too high": ("minicpm_s", lambda c: replace(c, gate_threshold=1.01 * c.gate_threshold)),
+    "depth not scaled": ("minicpm_s", lambda c: replace(c, residual_scale=1.4)),
+    "width not scaled": ("minicpm_s", lambda c: replace(c, logit_scale=1.0)),
+    "ReLU not squared": ("arcee", lambda c: replace(c, act_gate="relu")),
+    "weights of LayerNorm without their 1": ("nemotron", lambda c: replace(c, norm_offset=0.0)),
     "q and k not normed": ("olmo2", lambda c: replace(c, qk_norm="none")),
 }
 

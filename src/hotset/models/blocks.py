@@ -101,12 +101,19 @@ def check_sizes(cfg: Reader, sizes: Sizes) -> Sizes:
     return sizes
 
 
-def read_gate(cfg: Reader, key: str = "hidden_act", default: str = "silu") -> Activation:
-    """The FFN's activation by its Hugging Face name."""
-    name = cfg.text(key, default)
+def read_activation(cfg: Reader, key: str = "hidden_act", default: str = "silu") -> dict[str, Any]:
+    """The fields of ModelConfig that say what is applied to the FFN's gate (in a plain FFN: to up).
+
+    "fatrelu" is ProSparse's shifted ReLU (arXiv:2402.13516), its threshold in hidden_act_param.
+    """
+    name, threshold = cfg.text(key, default), cfg.number("hidden_act_param", None)
+    if name == "fatrelu":
+        if threshold is None or threshold < 0:
+            cfg.refuse("hidden_act_param", "a number from 0, the threshold of fatrelu")
+        return {"act_gate": "shifted_relu", "gate_threshold": threshold}
     if name not in ACTIVATIONS:
-        cfg.refuse(key, " or ".join(ACTIVATIONS))
-    return ACTIVATIONS[name]
+        cfg.refuse(key, " or ".join([*ACTIVATIONS, "fatrelu"]))
+    return {"act_gate": ACTIVATIONS[name]}
 
 
 def read_window(cfg: Reader, default: int) -> int:

@@ -19,7 +19,7 @@ from hotset.models.blocks import (
     Sizes,
     check_sizes,
     context_of,
-    read_gate,
+    read_activation,
     read_window,
 )
 from hotset.models.inert import INERT
@@ -53,7 +53,7 @@ def build(cfg: Reader) -> Parts:
         qk_norm="per_head",
         embedding_scale=sizes.hidden**0.5,
         logit_softcap=cfg.positive("final_logit_softcapping", 0.0),
-        act_gate=read_gate(cfg, "hidden_activation", "gelu_pytorch_tanh"),
+        **read_activation(cfg, "hidden_activation", "gelu_pytorch_tanh"),
     )
     return Parts(config, _names(cfg), unused=BUFFERS)
 

@@ -12,7 +12,7 @@ from hotset.models.blocks import (
     HEAD,
     PRE_NORMS,
     context_of,
-    read_gate,
+    read_activation,
     read_sizes,
     read_window,
     uniform_layers,
@@ -34,7 +34,7 @@ def build(cfg: Reader) -> Parts:
         layers=uniform_layers([read_window(cfg, 4096)] * sizes.layers),
         ropes=(rope.config,),
         norm_eps=cfg.positive("rms_norm_eps", 1e-6),
-        act_gate=read_gate(cfg),
+        **read_activation(cfg),
     )
     tied = cfg.flag("tie_word_embeddings", False)
     names = {**EMBEDDING, **({} if tied else HEAD), **PRE_NORMS, **ATTENTION, **GATED_FFN}

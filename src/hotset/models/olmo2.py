@@ -13,7 +13,7 @@ from hotset.models.blocks import (
     HEAD,
     QK_NORM,
     context_of,
-    read_gate,
+    read_activation,
     read_sizes,
     uniform_layers,
 )
@@ -39,7 +39,7 @@ def build(cfg: Reader) -> Parts:
         ropes=(rope.config,),
         norm_eps=cfg.positive("rms_norm_eps", 1e-5),
         qk_norm="full",
-        act_gate=read_gate(cfg),
+        **read_activation(cfg),
     )
     tied, biases = cfg.flag("tie_word_embeddings", False), cfg.flag("attention_bias", False)
     names = {

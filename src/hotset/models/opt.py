@@ -7,7 +7,7 @@ hidden size (all published ones but opt-350m and Galactica).
 from typing import Any
 
 from hotset.config import ModelConfig
-from hotset.models.blocks import HEAD, Sizes, check_sizes, read_gate, uniform_layers
+from hotset.models.blocks import HEAD, Sizes, check_sizes, read_activation, uniform_layers
 from hotset.models.reader import Reader
 from hotset.models.spec import Family, Names, Parts
 
@@ -42,7 +42,7 @@ def build(cfg: Reader) -> Parts:
         norm_eps=1e-5,  # torch.nn.LayerNorm's own
         position_offset=OFFSET,
         gated=False,
-        act_gate=read_gate(cfg, "activation_function", "relu"),
+        **read_activation(cfg, "activation_function", "relu"),
     )
     tied = cfg.flag("tie_word_embeddings", True)
     return Parts(

@@ -14,7 +14,7 @@ from hotset.models.blocks import (
     PRE_NORMS,
     QK_NORM,
     context_of,
-    read_gate,
+    read_activation,
     read_qwen_windows,
     read_sizes,
     uniform_layers,
@@ -35,7 +35,7 @@ def build(cfg: Reader) -> Parts:
         ropes=(rope.config,),
         norm_eps=cfg.positive("rms_norm_eps", 1e-6),
         qk_norm="per_head",
-        act_gate=read_gate(cfg),
+        **read_activation(cfg),
     )
     tied, biases = cfg.flag("tie_word_embeddings", False), cfg.flag("attention_bias", False)
     names = {

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hotset.errors import ModelError
-from hotset.models import gemma3, llama, mistral, olmo2, opt, qwen2, qwen3
+from hotset.models import arcee, bamboo, gemma3, llama, minicpm, mistral, nemotron, olmo2, opt, qwen2, qwen3
 from hotset.models.blocks import tensor_specs
 from hotset.models.inert import INERT
 from hotset.models.reader import Reader, show
@@ -21,6 +21,11 @@ FAMILIES: tuple[Family, ...] = (
     gemma3.MULTIMODAL,
     olmo2.FAMILY,
     opt.FAMILY,
+    llama.PROSPARSE,
+    bamboo.FAMILY,
+    minicpm.FAMILY,
+    arcee.FAMILY,
+    nemotron.FAMILY,
 )
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 BY_MODEL_TYPE = {name: family for family in FAMILIES for name in family.model_types}
@@ -49,13 +54,15 @@ def resolve(config: Mapping[str, Any], *, ignore_keys: Collection[str] = ()) -> 
     reader.finish(INERT | family.inert)
     # A tied head is often stored as well, as a copy of the embedding.
     copies = () if "head" in parts.names else ("lm_head.weight", "*.lm_head.weight")
+    predictors = (name.replace("{}", "*") for name in parts.predictor.values())
     return Model(
         family=family.name,
         config=parts.config,
         tensors=tensor_specs(parts.names, parts.config, parts.positions),
-        unused=(*parts.unused, *copies),
+        unused=(*parts.unused, *copies, *predictors),
         prefixes=parts.prefixes,
         notes=parts.notes,
+        predictor=parts.predictor,
     )
 
 

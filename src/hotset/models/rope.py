@@ -25,15 +25,16 @@ class Rope:
     context: int = 0
 
 
-def read_rope(cfg: Reader, head_dim: int, max_position: int, theta: float = 10000.0) -> Rope:
+def read_rope(cfg: Reader, head_dim: int, max_position: int, theta: float = 10000.0, *, partial: float = 1.0) -> Rope:
     """Reads rope_theta, rope_scaling, partial_rotary_factor or their newer home, rope_parameters.
 
-    theta: the family's default base. Raises ModelError on unknown kinds, keys and values.
+    theta, partial: the family's default base and share of dimensions that rotate.
+    Raises: ModelError on unknown kinds, keys and values.
     """
     scaling, parameters = cfg.section("rope_scaling"), cfg.section("rope_parameters")
     if scaling is not None and parameters is not None:
         cfg.refuse("rope_parameters", "its absence", "rope_scaling says the same in the older way")
-    outer = _base(cfg, theta), _partial(cfg, 1.0)
+    outer = _base(cfg, theta), _partial(cfg, partial)
     section = scaling or parameters
     if section is None:
         return from_section(Reader({}), head_dim, max_position, *outer)

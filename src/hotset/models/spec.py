@@ -40,6 +40,7 @@ class Model:
     unused: tuple[str, ...] = ()  # patterns of tensors that checkpoints carry and the forward pass does not need
     prefixes: tuple[tuple[str, str], ...] = ()  # (spelling in some checkpoints, spelling in `tensors`)
     notes: tuple[str, ...] = ()  # what the user should be told, e.g. that the vision part is left out
+    predictor: Names = field(default_factory=dict)  # of activations, where checkpoints may bring one; not in `tensors`
 
     def canonical(self, name: str) -> str | None:
         """The name that `tensors` uses for a checkpoint's tensor; None if it is known and not needed.
@@ -65,6 +66,7 @@ class Parts:
     unused: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    predictor: Names = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
