@@ -10,4 +10,5 @@ void bind_quant(nb::module_& m);
 void bind_kernels(nb::module_& m);  // calls bind_attend
 void bind_attend(nb::module_& m);
 void bind_engine(nb::module_& m);
+void bind_sparse(nb::module_& m);
 void bind_sampler(nb::module_& m);

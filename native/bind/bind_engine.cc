@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "bind/bind.h"
 #include "bind/descriptor.h"
+#include "bind/sparse.h"
 #include "model/engine.h"
 
 namespace {
@@ -20,6 +21,7 @@ using hotset::model::Engine;
 using hotset::model::EngineOptions;
 using hotset::model::FileChecksums;
 using hotset::model::TensorRef;
+using hotset::pipeline::NeuronFile;
 
 template <class T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -54,7 +56,8 @@ void make_checksums(FileChecksums* self, std::string path, uint64_t block_bytes,
 void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef>& tensors,
                  const std::vector<FileChecksums>& checksums, size_t threads, const std::string& kv_type,
                  size_t kv_tokens, size_t max_step_tokens, const std::string& load,
-                 const std::optional<std::string>& isa, bool pin) {
+                 const std::optional<std::string>& isa, bool pin, const NeuronFile* neurons,
+                 const hotset::bind::SparseSetup* sparse) {
   using hotset::kernels::KvType;
   using hotset::model::LoadMode;
   if (kv_type != "f16" && kv_type != "int8")
@@ -68,9 +71,15 @@ void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef
                               load == "mmap" ? LoadMode::mmap : LoadMode::read,
                               isa ? isa->c_str() : nullptr,
                               pin};
+  if (!neurons != !sparse) throw InvalidArgument("neurons and sparse are given together or not at all");
+  hotset::model::FfnFactory make_ffn;
+  if (neurons)
+    make_ffn = [&](const auto& d, const auto& k, size_t rows) {
+      return hotset::bind::make_sparse(*neurons, *sparse, d, k, rows);
+    };
   auto model = hotset::bind::model_desc(desc);
   nb::gil_scoped_release release;
-  new (self) Engine(std::move(model), tensors, checksums, options);
+  new (self) Engine(std::move(model), tensors, checksums, options, make_ffn);
 }
 
 // Runs in the middle of a step, without the GIL.
@@ -145,7 +154,8 @@ void bind_engine(nb::module_& m) {
       .def("__init__", &make_engine, nb::arg("desc"), nb::arg("tensors"), nb::kw_only(),
            nb::arg("checksums") = nb::make_tuple(), nb::arg("threads") = 0, nb::arg("kv_type") = "f16",
            nb::arg("kv_tokens") = 4096, nb::arg("max_step_tokens") = 512, nb::arg("load") = "auto",
-           nb::arg("isa") = nb::none(), nb::arg("pin") = true)
+           nb::arg("isa") = nb::none(), nb::arg("pin") = true, nb::arg("neurons") = nb::none(),
+           nb::arg("sparse") = nb::none())
       .def("sequence_new", [](Engine& e) { return e.kv().create(); })
       .def(
           "sequence_fork", [](Engine& e, int32_t seq) { return e.kv().fork(seq); }, nb::arg("seq"))
@@ -166,6 +176,11 @@ void bind_engine(nb::module_& m) {
       .def("set_threads", &Engine::set_threads, nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
       .def("warm", &Engine::warm, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("stats", &stats)
+      .def_prop_ro("sparse_stats",
+                   [](const Engine& e) {
+                     const auto* ffn = dynamic_cast<const hotset::pipeline::SparseFfn*>(e.ffn());
+                     return ffn ? hotset::bind::sparse_stats(*ffn) : nb::dict();
+                   })
       .def_prop_ro("threads", &Engine::threads)
       .def_prop_ro("isa", [](const Engine& e) { return e.kernels().isa; });
 }

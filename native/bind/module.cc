@@ -44,5 +44,6 @@ NB_MODULE(_core, m) {
   bind_quant(m);
   bind_kernels(m);
   bind_sampler(m);
+  bind_sparse(m);
   bind_engine(m);
 }

@@ -108,6 +108,17 @@ struct Kernels {
   using SumNeurons = void (*)(const uint8_t* const* vectors, const float* a, size_t n, size_t cols,
                               size_t begin, size_t end, float* y);
   SumNeurons sum_neurons_q4_0, sum_neurons_q8_0;
+  // Rows of gate or up of n <= 16 neurons as one packed row block (quant/format.h) of the same format, no
+  // value changed: for prompts, where the matrix kernels pay.
+  using InterleaveNeurons = void (*)(const uint8_t* const* vectors, size_t n, size_t cols,
+                                     uint8_t* row_block);
+  InterleaveNeurons interleave_neurons_q4_0, interleave_neurons_q8_0;
+  // Columns of down of n <= 64 neurons, for hidden columns [512 * block, ...): the transposed matrix, rounded
+  // to q8_0 with a scale for every 32 neurons. Row block i of the 32 (fewer at the end) gets one column block
+  // at out + i * stride.
+  using TransposeNeurons = void (*)(const uint8_t* const* vectors, size_t n, size_t cols, size_t block,
+                                    uint8_t* out, size_t stride);
+  TransposeNeurons transpose_neurons_q4_0, transpose_neurons_q8_0;
 
   // max and log(sum(exp(x))) of n logits; argmax (lowest index wins).
   void (*logsumexp)(const float* x, size_t n, float* max, float* lse);

@@ -56,21 +56,25 @@ auto timed(double& seconds, Make make) {
 }  // namespace
 
 Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors,
-               const std::vector<FileChecksums>& checksums, const EngineOptions& options)
+               const std::vector<FileChecksums>& checksums, const EngineOptions& options,
+               const FfnFactory& make_ffn)
     : desc_(checked(std::move(desc))),
       options_(options),
       k_(kernels::select(options.isa)),
-      weights_(timed(load_seconds_, [&] { return Weights(desc_, tensors, checksums, options.load); })),
+      weights_(
+          timed(load_seconds_, [&] { return Weights(desc_, tensors, checksums, options.load, !make_ffn); })),
       kv_(std::make_unique<KvCache>(options.kv_type, desc_.layers.size(), desc_.kv_heads, desc_.head_dim,
                                     options.kv_tokens)) {
   require(options.max_step_tokens > 0, "max_step_tokens is 0, wanted at least 1");
+  if (make_ffn) ffn_ = make_ffn(desc_, k_, options.max_step_tokens);
   make_forward(options.threads);
 }
 
 void Engine::make_forward(size_t threads) {
   forward_.reset();
   pool_ = std::make_unique<ThreadPool>(threads > 0 ? threads : allowed_cpus().size(), options_.pin);
-  forward_ = std::make_unique<Forward>(desc_, weights_, *kv_, k_, *pool_, options_.max_step_tokens);
+  forward_ =
+      std::make_unique<Forward>(desc_, weights_, *kv_, ffn_.get(), k_, *pool_, options_.max_step_tokens);
   rows_ = 0;
 }
 

@@ -20,6 +20,10 @@ struct EngineOptions {
   bool pin = true;
 };
 
+// Makes what computes the FFNs of a model whose weights hold none; max_rows = most tokens of a step.
+using FfnFactory =
+    std::function<std::unique_ptr<Ffn>(const ModelDesc&, const kernels::Kernels&, size_t max_rows)>;
+
 struct EngineStats {
   size_t weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, bytes_per_token;
   double load_seconds;
@@ -30,9 +34,10 @@ class Engine {
  public:
   // Throws InvalidArgument, InvalidWeight, IoError, OutOfMemory, UnsupportedIsa.
   Engine(ModelDesc desc, const std::vector<TensorRef>& tensors, const std::vector<FileChecksums>& checksums,
-         const EngineOptions& options);
+         const EngineOptions& options, const FfnFactory& make_ffn = {});
 
   KvCache& kv() { return *kv_; }
+  const Ffn* ffn() const { return ffn_.get(); }  // null where the weights hold the FFNs
   const ModelDesc& desc() const { return desc_; }
   const kernels::Kernels& kernels() const { return k_; }
   size_t threads() const { return pool_->size(); }
@@ -65,6 +70,7 @@ class Engine {
   double load_seconds_ = 0;
   Weights weights_;
   std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<Ffn> ffn_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Forward> forward_;
   size_t rows_ = 0;

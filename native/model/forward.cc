@@ -18,10 +18,11 @@ namespace {
 constexpr size_t kUnitBlocks = kColBlock / kRowBlock;
 }  // namespace
 
-Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, const kernels::Kernels& k,
-                 ThreadPool& pool, size_t max_rows)
+Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn,
+                 const kernels::Kernels& k, ThreadPool& pool, size_t max_rows)
     : desc_(desc),
       weights_(weights),
+      ffn_(ffn),
       k_(k),
       pool_(pool),
       max_rows_(max_rows),
@@ -30,12 +31,12 @@ Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, con
       attention_(desc, k, pool, kv),
       xq_(max_rows, desc.hidden),
       attnq_(max_rows, desc.heads * desc.head_dim),
-      hq_(max_rows, desc.ffn),
+      hq_(ffn ? 0 : max_rows, desc.ffn),
       up_scratch_(pool.size()) {
   x_ = rows(desc.hidden), xn_ = rows(desc.hidden), y_ = rows(desc.hidden);
   q_ = rows(desc.heads * desc.head_dim), attn_ = rows(desc.heads * desc.head_dim);
   kx_ = rows(desc.kv_heads * desc.head_dim), vx_ = rows(desc.kv_heads * desc.head_dim);
-  h_ = rows(desc.ffn);
+  if (!ffn) h_ = rows(desc.ffn);
 }
 
 Rows Forward::rows(size_t cols) {
@@ -56,7 +57,7 @@ void Forward::run(const Batch& batch, const std::function<bool()>& stop) {
   for (size_t layer = 0; layer < desc_.layers.size(); ++layer) {
     if (stop && stop()) throw Cancelled("step cancelled before layer " + std::to_string(layer));
     attention_block(batch, layer);
-    ffn_block(weights_.layers[layer], batch.rows());
+    ffn_block(layer, batch.rows());
   }
   head(batch);
 }
@@ -124,22 +125,37 @@ void Forward::attention_block(const Batch& batch, size_t layer) {
   add_block(w.attn_post_norm, n);
 }
 
-void Forward::ffn_block(const LayerWeights& w, size_t n) {
+void Forward::ffn_block(size_t layer, size_t n) {
+  const LayerWeights& w = weights_.layers[layer];
   const Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
+  ffn_ ? outer_ffn(layer, in) : dense_ffn(w, in);
+  add_block(w.ffn_post_norm, n);
+}
+
+void Forward::outer_ffn(size_t layer, const Input& in) {
+  const LayerWeights& w = weights_.layers[layer];
+  ffn_->run(layer, in, pool_, y_);
+  const bool direct = adds_directly(w.ffn_post_norm);
+  for (size_t t = 0; t < in.rows; ++t) {
+    if (!w.down_bias.empty()) k_.add(w.down_bias.data(), desc_.hidden, y_.row(t));
+    if (direct) k_.add(y_.row(t), desc_.hidden, x_.row(t));
+  }
+}
+
+void Forward::dense_ffn(const LayerWeights& w, const Input& in) {
   linear_.prepare(in, desc_.hidden, {&w.up, &w.gate});
-  hq_.shape(n, desc_.ffn);
+  hq_.shape(in.rows, desc_.ffn);
   const size_t units = pad_to(w.up.row_blocks(), kUnitBlocks) / kUnitBlocks;
   const size_t unit_bytes = kUnitBlocks * w.up.row_block_bytes() * (desc_.gated ? 2 : 1);
-  const size_t chunk = chunk_blocks(units, unit_bytes, n, pool_.size());
+  const size_t chunk = chunk_blocks(units, unit_bytes, in.rows, pool_.size());
   const size_t scratch = kTile * chunk * kColBlock;
   for (auto& s : up_scratch_) s.resize(std::max(s.size(), scratch));
   pool_.parallel_for(units, chunk, [&](size_t begin, size_t end, size_t thread) {
     ffn_units(w, in, begin, end, up_scratch_[thread].data());
   });
-  const Input out{h_, &hq_, n};
+  const Input out{h_, &hq_, in.rows};
   const Product down[] = {{&w.down, &w.down_bias, y_, adds_directly(w.ffn_post_norm) ? &x_ : nullptr}};
   linear_.run(out, down);
-  add_block(w.ffn_post_norm, n);
 }
 
 // h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), and its int8 copy.

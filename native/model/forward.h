@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/attention.h"
+#include "model/ffn.h"
 #include "model/linear.h"
 
 namespace hotset::model {
@@ -12,7 +13,8 @@ namespace hotset::model {
 // Holds the scratch memory for steps of up to `max_rows` tokens. One run at a time.
 class Forward {
  public:
-  Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, const kernels::Kernels& k,
+  // ffn: computes the FFNs if the weights hold none; null otherwise.
+  Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn, const kernels::Kernels& k,
           ThreadPool& pool, size_t max_rows);
 
   // Computes the batch (its pages reserved) and returns logits [wanted rows][logits().ld], in input order.
@@ -27,7 +29,9 @@ class Forward {
   Rows rows(size_t cols);
   void embed(const Batch& batch);
   void attention_block(const Batch& batch, size_t layer);
-  void ffn_block(const LayerWeights& w, size_t n);
+  void ffn_block(size_t layer, size_t n);
+  void dense_ffn(const LayerWeights& w, const Input& in);
+  void outer_ffn(size_t layer, const Input& in);
   void ffn_units(const LayerWeights& w, const Input& in, size_t begin, size_t end, float* scratch);
   void finish_ffn_rows(const LayerWeights& w, size_t tile, size_t t, size_t first, size_t count, float* up);
   void norm(const Vector& w, const Vector& b, const float* x, float* y) const;
@@ -42,6 +46,7 @@ class Forward {
 
   const ModelDesc& desc_;
   const Weights& weights_;
+  Ffn* ffn_;
   const kernels::Kernels& k_;
   ThreadPool& pool_;
   size_t max_rows_;

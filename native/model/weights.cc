@@ -92,18 +92,26 @@ void check_length(const std::string& what, const Vector& v, int64_t n, bool requ
                           std::to_string(n));
 }
 
-void check_layer(const ModelDesc& d, const LayerWeights& w, int64_t i) {
+void check_layer(const ModelDesc& d, const LayerWeights& w, int64_t i, bool with_ffn) {
   const int64_t q = d.heads * d.head_dim, kv = d.kv_heads * d.head_dim;
   auto name = [&](const char* role) { return label(role, i); };
   check_shape(name("q"), w.q, q, d.hidden);
   check_shape(name("k"), w.k, kv, d.hidden);
   check_shape(name("v"), w.v, kv, d.hidden);
   check_shape(name("o"), w.o, d.hidden, q);
-  check_shape(name("up"), w.up, d.ffn, d.hidden);
-  check_shape(name("down"), w.down, d.hidden, d.ffn);
-  if (d.gated) check_shape(name("gate"), w.gate, d.ffn, d.hidden);
-  if (!d.gated && w.gate)
-    throw InvalidArgument("weight '" + name("gate") + "' does not belong to a plain FFN");
+  if (with_ffn) {
+    check_shape(name("up"), w.up, d.ffn, d.hidden);
+    check_shape(name("down"), w.down, d.hidden, d.ffn);
+    if (d.gated) check_shape(name("gate"), w.gate, d.ffn, d.hidden);
+    if (!d.gated && w.gate)
+      throw InvalidArgument("weight '" + name("gate") + "' does not belong to a plain FFN");
+  } else if (w.up || w.down || w.gate) {
+    throw InvalidArgument("weight '" +
+                          name(w.up     ? "up"
+                               : w.down ? "down"
+                                        : "gate") +
+                          "' is given, but the FFN's neurons are in a file of their own");
+  }
   const bool qk = d.qk_norm != QkNorm::none;
   if (!qk && !(w.q_norm.empty() && w.k_norm.empty()))
     throw InvalidArgument("weight '" + name("q_norm") + "' given, but the model has no norm on q and k");
@@ -161,7 +169,7 @@ uint64_t tensor_bytes(const TensorRef& t) {
 }  // namespace
 
 Weights::Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
-                 const std::vector<FileChecksums>& checksums, LoadMode mode)
+                 const std::vector<FileChecksums>& checksums, LoadMode mode, bool with_ffn)
     : layers(desc.layers.size()) {
   std::set<std::pair<std::string, int64_t>> seen;
   for (const TensorRef& t : tensors) {
@@ -193,7 +201,7 @@ Weights::Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
   check_length("final_norm_bias", final_norm_bias, desc.hidden, false);
   if (desc.position_offset >= 0)
     check_shape("position", position, desc.context + desc.position_offset, desc.hidden);
-  for (size_t i = 0; i < layers.size(); ++i) check_layer(desc, layers[i], static_cast<int64_t>(i));
+  for (size_t i = 0; i < layers.size(); ++i) check_layer(desc, layers[i], static_cast<int64_t>(i), with_ffn);
 }
 
 // One read (or mapping) per file: the store keeps a file's tensors next to each other.

@@ -54,12 +54,13 @@ enum class LoadMode : uint8_t { read, mmap };
 
 class Weights {
  public:
-  // Reads (or maps) all tensors and checks that every role the descriptor needs is there with its shape.
+  // Reads (or maps) all tensors and checks that every role the descriptor needs is there with its shape
+  // (with_ffn false: all but gate, up and down).
   // What is read is compared with its checksums; what is mapped is not (that would read it all).
   // Throws InvalidArgument (unknown, missing, doubled role; wrong shape), IoError, OutOfMemory, InvalidWeight
   // (checksum).
   Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
-          const std::vector<FileChecksums>& checksums, LoadMode mode);
+          const std::vector<FileChecksums>& checksums, LoadMode mode, bool with_ffn = true);
 
   Matrix embed, position, head;  // head = embed where tied
   Vector final_norm, final_norm_bias, head_bias;

@@ -4,7 +4,8 @@
 // is a sequence of blocks of 16 groups (512 columns); in a block, lane = group, so that eight dot-product
 // instructions sum 512 columns without leaving their lane and one multiply-add applies all 16 scales.
 //
-//   bundle (layout.stride bytes) = gate vector (gated FFNs), up vector, down vector, zero padding
+//   bundle (layout.stride bytes) = up vector, down vector, gate vector (gated FFNs), zero padding
+// so that where gates are in memory for prediction the rest is one read from the bundle's start.
 //   vector of `cols` weights, G = ceil(cols / 32) groups, blocks of n = min(16, groups left) groups:
 //     q4_0   f16 scale[n], u8 codes[4][n][4]   18 B a group   w = scale * (code - 8)
 //     q8_0   f16 scale[n], u8 codes[8][n][4]   34 B a group   w = scale * (code - 128)
@@ -35,9 +36,9 @@ struct NeuronLayout {
   size_t stride = 0;  // bytes from one bundle to the next; a multiple of what direct I/O asks for
 
   size_t vector() const { return vector_bytes(format, hidden); }
-  size_t up_offset() const { return gated ? vector() : 0; }
-  size_t down_offset() const { return up_offset() + vector(); }
-  size_t bytes() const { return down_offset() + vector(); }  // without the padding
+  size_t down_offset() const { return vector(); }
+  size_t gate_offset() const { return 2 * vector(); }
+  size_t bytes() const { return (gated ? 3 : 2) * vector(); }  // without the padding
 };
 
 // Encodes w[cols] into one vector, scales as in codec.h. A NaN, infinite or too large weight throws

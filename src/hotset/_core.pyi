@@ -94,6 +94,58 @@ def attend(
 def logsumexp(isa: str, x: NDArray[np.float32]) -> tuple[float, float]: ...
 def argmax(isa: str, x: NDArray[np.float32]) -> int: ...
 
+# --- neurons ("q4_0" or "q8_0"; native/quant/neuron.h) ---------------------------------------------------
+def vector_bytes(fmt: str, cols: int) -> int: ...
+def encode_vectors(fmt: str, weights: NDArray[np.float32], out: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """weights [n, cols] into out [n, vector_bytes]; returns sums (squared error, squared weight), max abs error."""
+
+def decode_vectors(fmt: str, vectors: NDArray[np.uint8], cols: int) -> NDArray[np.float32]:
+    """vectors [n, vector_bytes] -> [n, cols]."""
+
+class NeuronFile:
+    """Where the bundles of a packed model lie.
+
+    offsets: of neuron 0 of each layer; crc32c: [layers][neurons] of the bytes of each bundle without its padding; biases:
+    [layers][neurons] in store order, or empty.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fmt: str,
+        hidden: int,
+        gated: bool,
+        stride: int,
+        neurons: int,
+        offsets: Seq[int],
+        crc32c: Seq[Seq[int]],
+        gate_bias: Seq[Seq[float]] = (),
+        up_bias: Seq[Seq[float]] = (),
+    ) -> None: ...
+
+class SparseOptions:
+    """How an engine gets at its neurons.
+
+    hot: neurons of each layer that stay in memory; cold_slots: of all layers together; policy: "lru", "clock" or "lfu";
+    predictor: "all" (compute every neuron), "gate" (exact, gates in memory) or "low-rank"; keep, fetch: [layers] least
+    score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank, hidden],
+    up [neurons, rank]), relu between the two if `relu`.
+    """
+
+    def __init__(
+        self,
+        hot: Seq[int],
+        cold_slots: int,
+        policy: str = "clock",
+        predictor: str = "all",
+        keep: Seq[float] = (),
+        fetch: Seq[float] = (),
+        low_rank: Seq[tuple[TensorRef, TensorRef]] = (),
+        relu: bool = False,
+        backend: str = "auto",
+        depth: int = 64,
+    ) -> None: ...
+
 # --- model ------------------------------------------------------------------------------------------
 class TensorRef:
     """Where one weight lies. role: see docs/reference/store.md; layer -1 for tensors of the whole model."""
@@ -130,6 +182,8 @@ class Engine:
         load: str = "auto",
         isa: str | None = None,
         pin: bool = True,
+        neurons: NeuronFile | None = None,
+        sparse: SparseOptions | None = None,
     ) -> None: ...
     def sequence_new(self) -> int: ...
     def sequence_fork(self, seq: int) -> int:
@@ -171,6 +225,11 @@ class Engine:
     @property
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_read, bytes_per_token."""
+
+    @property
+    def sparse_stats(self) -> dict[str, float]:
+        """Of an engine with neurons: layers, candidates, active, missed, skipped, reads, bytes_read, stall_seconds,
+        evictions, bytes; empty otherwise."""
 
     @property
     def threads(self) -> int: ...

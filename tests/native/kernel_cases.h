@@ -77,6 +77,7 @@ void check_logits(const Kernels& k, Rng rng);
 void check_quantize(const Kernels& k, Rng rng);
 void check_neuron_dots(const Kernels& k, Rng rng);
 void check_neuron_sums(const Kernels& k, Rng rng);
+void check_neuron_packing(const Kernels& k, Rng rng);
 
 struct Case {
   const char* name;
@@ -91,6 +92,7 @@ inline constexpr Case kCases[] = {{"matmul_quantized", check_matmul_quantized},
                                   {"logits", check_logits},
                                   {"quantize", check_quantize},
                                   {"neuron_dots", check_neuron_dots},
-                                  {"neuron_sums", check_neuron_sums}};
+                                  {"neuron_sums", check_neuron_sums},
+                                  {"neuron_packing", check_neuron_packing}};
 
 }  // namespace cases

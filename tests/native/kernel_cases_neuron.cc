@@ -102,4 +102,38 @@ void check_neuron_sums(const Kernels& k, Rng rng) {
   }
 }
 
+// Neurons as matrices: rows keep every value, the transposed matrix is rounded to 8 bits by groups of 32
+// neurons.
+void check_neuron_packing(const Kernels& k, Rng rng) {
+  const Neurons n(rng);
+  const bool four = n.format == Format::q4_0;
+  const size_t rows = std::min<size_t>(n.count, 16);
+  std::vector<uint8_t> packed(quant::row_block_bytes(n.format, n.cols), 0xcd);
+  (four ? k.interleave_neurons_q4_0 : k.interleave_neurons_q8_0)(n.vectors.data(), rows, n.cols,
+                                                                 packed.data());
+  std::vector<float> row(n.cols);
+  for (size_t r = 0; r < 16; ++r) {
+    quant::decode_row(n.format, packed.data(), r, n.cols, row.data());
+    for (size_t c = 0; c < n.cols; ++c)
+      close(row[c], r < rows ? n.weights[r * n.cols + c] : 0.0, 0, k.isa, "interleave_neurons", c);
+  }
+
+  const size_t stride = quant::col_block_bytes(Format::q8_0), row_blocks = (n.cols + 15) / 16;
+  std::vector<uint8_t> transposed(row_blocks * stride, 0xcd);
+  for (size_t b = 0; b * 512 < n.cols; ++b)
+    (four ? k.transpose_neurons_q4_0 : k.transpose_neurons_q8_0)(n.vectors.data(), n.count, n.cols, b,
+                                                                 transposed.data() + b * 32 * stride, stride);
+  std::vector<float> column(64);
+  for (size_t c = 0; c < n.cols; ++c) {
+    double top = 0;
+    for (size_t i = 0; i < n.count; ++i) top = std::max<double>(top, std::abs(n.weights[i * n.cols + c]));
+    quant::decode_row(Format::q8_0, transposed.data(), c, 64, column.data());
+    // Half a step, and the scale's own rounding to f16 (subnormal ones have fewer bits).
+    const double tolerance = top / 254 * 1.01 + top * 0x1p-10 + 127 * 0x1p-25;
+    for (size_t i = 0; i < 64; ++i)
+      close(column[i], i < n.count ? n.weights[i * n.cols + c] : 0.0, tolerance, k.isa, "transpose_neurons",
+            c);
+  }
+}
+
 }  // namespace cases

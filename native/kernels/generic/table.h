@@ -6,6 +6,7 @@
 #include "kernels/generic/matmul_float.h"
 #include "kernels/generic/matmul_quant.h"
 #include "kernels/generic/neuron.h"
+#include "kernels/generic/neuron_pack.h"
 #include "kernels/tables.h"
 
 namespace hotset::kernels::generic {
@@ -35,6 +36,10 @@ constexpr Kernels make_table(const char* isa) {
           dot_neurons<D<Format::q8_0>>,
           sum_neurons<D<Format::q4_0>>,
           sum_neurons<D<Format::q8_0>>,
+          interleave_neurons<Format::q4_0>,
+          interleave_neurons<Format::q8_0>,
+          transpose_neurons<D<Format::q4_0>>,
+          transpose_neurons<D<Format::q8_0>>,
           logsumexp<V>,
           argmax<V>};
 }

@@ -1,0 +1,141 @@
+// Vectors of neurons, NeuronFile and SparseOptions: what makes an Engine read its FFNs from the drive.
+#include "bind/sparse.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "base/error.h"
+#include "bind/bind.h"
+
+namespace hotset::bind {
+namespace {
+
+using quant::Format;
+
+Format neuron_format(const std::string& name) {
+  const auto f = quant::parse_format(name);
+  if (!f || (*f != Format::q4_0 && *f != Format::q8_0))
+    throw InvalidArgument("neurons are stored as q4_0 or q8_0, got '" + name + "'");
+  return *f;
+}
+
+using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void check_bytes(size_t rows, size_t bytes, size_t want_rows, size_t want_bytes) {
+  if (rows != want_rows || bytes != want_bytes)
+    throw InvalidArgument("vectors have shape [" + std::to_string(rows) + ", " + std::to_string(bytes) +
+                          "], wanted [" + std::to_string(want_rows) + ", " + std::to_string(want_bytes) +
+                          "]");
+}
+
+nb::tuple encode_vectors(const std::string& fmt, const Floats& weights, const Bytes& out) {
+  const Format f = neuron_format(fmt);
+  const size_t n = weights.shape(0), cols = weights.shape(1);
+  check_bytes(out.shape(0), out.shape(1), n, quant::vector_bytes(f, cols));
+  quant::ErrorSums sums;
+  {
+    nb::gil_scoped_release release;
+    for (size_t i = 0; i < n; ++i) {
+      const auto one =
+          quant::encode_vector(f, weights.data() + i * cols, cols, out.data() + i * out.shape(1));
+      sums.squared_error += one.squared_error;
+      sums.squared_weight += one.squared_weight;
+      sums.max_abs_error = std::max(sums.max_abs_error, one.max_abs_error);
+    }
+  }
+  return nb::make_tuple(sums.squared_error, sums.squared_weight, sums.max_abs_error);
+}
+
+nb::ndarray<nb::numpy, float> decode_vectors(const std::string& fmt, const ConstBytes& vectors, size_t cols) {
+  const Format f = neuron_format(fmt);
+  const size_t n = vectors.shape(0);
+  check_bytes(n, vectors.shape(1), n, quant::vector_bytes(f, cols));
+  auto* out = new std::vector<float>(n * cols);
+  nb::capsule owner(out, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+  for (size_t i = 0; i < n; ++i)
+    quant::decode_vector(f, vectors.data() + i * vectors.shape(1), cols, out->data() + i * cols);
+  return nb::ndarray<nb::numpy, float>(out->data(), {n, cols}, owner);
+}
+
+void make_neuron_file(pipeline::NeuronFile* self, std::string path, const std::string& fmt, size_t hidden,
+                      bool gated, size_t stride, size_t neurons, std::vector<uint64_t> offsets,
+                      std::vector<std::vector<uint32_t>> crc32c, std::vector<std::vector<float>> gate_bias,
+                      std::vector<std::vector<float>> up_bias) {
+  new (self) pipeline::NeuronFile{std::move(path),   {neuron_format(fmt), hidden, gated, stride},
+                                  neurons,           std::move(offsets),
+                                  std::move(crc32c), std::move(gate_bias),
+                                  std::move(up_bias)};
+}
+
+void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slots, std::string policy,
+                  std::string predictor, std::vector<float> keep, std::vector<float> fetch,
+                  std::vector<std::pair<model::TensorRef, model::TensorRef>> low_rank, bool relu,
+                  std::string backend, size_t depth) {
+  if (predictor != "all" && predictor != "gate" && predictor != "low-rank")
+    throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate or low-rank");
+  new (self) SparseSetup{{std::move(hot),
+                          cold_slots,
+                          std::move(policy),
+                          std::move(keep),
+                          std::move(fetch),
+                          {std::move(backend), depth, true}},
+                         std::move(predictor),
+                         {},
+                         relu};
+  for (auto& [down, up] : low_rank) self->low_rank.push_back({std::move(down), std::move(up)});
+}
+
+}  // namespace
+
+std::unique_ptr<model::Ffn> make_sparse(const pipeline::NeuronFile& file, const SparseSetup& setup,
+                                        const model::ModelDesc& desc, const kernels::Kernels& k,
+                                        size_t max_rows) {
+  std::unique_ptr<predictor::Predictor> predictor;
+  if (setup.predictor == "gate") predictor = pipeline::load_gates(file, setup.options.io, k);
+  if (setup.predictor == "low-rank")
+    predictor = pipeline::load_low_rank(setup.low_rank, setup.relu, max_rows, k);
+  return std::make_unique<pipeline::SparseFfn>(desc, file, setup.options, std::move(predictor), k, max_rows);
+}
+
+nb::dict sparse_stats(const pipeline::SparseFfn& ffn) {
+  const auto c = ffn.counters();
+  nb::dict d;
+  d["layers"] = c.layers;
+  d["candidates"] = c.candidates;
+  d["active"] = c.active;
+  d["missed"] = c.missed;
+  d["skipped"] = c.skipped;
+  d["reads"] = c.reads;
+  d["bytes_read"] = c.bytes_read;
+  d["stall_seconds"] = c.stall_seconds;
+  d["evictions"] = ffn.cache_counters().evictions;
+  d["bytes"] = ffn.bytes();
+  return d;
+}
+
+}  // namespace hotset::bind
+
+void bind_sparse(nb::module_& m) {
+  using namespace hotset::bind;
+  m.def(
+      "vector_bytes",
+      [](const std::string& fmt, size_t cols) {
+        return hotset::quant::vector_bytes(neuron_format(fmt), cols);
+      },
+      nb::arg("fmt"), nb::arg("cols"));
+  m.def("encode_vectors", &encode_vectors, nb::arg("fmt"), nb::arg("weights"), nb::arg("out"));
+  m.def("decode_vectors", &decode_vectors, nb::arg("fmt"), nb::arg("vectors"), nb::arg("cols"));
+  nb::class_<hotset::pipeline::NeuronFile>(m, "NeuronFile")
+      .def("__init__", &make_neuron_file, nb::arg("path"), nb::arg("fmt"), nb::arg("hidden"),
+           nb::arg("gated"), nb::arg("stride"), nb::arg("neurons"), nb::arg("offsets"), nb::arg("crc32c"),
+           nb::arg("gate_bias") = nb::list(), nb::arg("up_bias") = nb::list());
+  nb::class_<SparseSetup>(m, "SparseOptions")
+      .def("__init__", &make_options, nb::arg("hot"), nb::arg("cold_slots"), nb::arg("policy") = "clock",
+           nb::arg("predictor") = "all", nb::arg("keep") = nb::list(), nb::arg("fetch") = nb::list(),
+           nb::arg("low_rank") = nb::list(), nb::arg("relu") = false, nb::arg("backend") = "auto",
+           nb::arg("depth") = 64);
+}

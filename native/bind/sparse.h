@@ -1,0 +1,27 @@
+// What an Engine needs to compute its FFNs from a file of neurons.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pipeline/load_predictor.h"
+#include "pipeline/sparse_ffn.h"
+
+namespace hotset::bind {
+
+struct SparseSetup {
+  pipeline::SparseOptions options;
+  std::string predictor;  // all, gate, low-rank
+  std::vector<pipeline::LowRankRef> low_rank;
+  bool relu = false;
+};
+
+std::unique_ptr<model::Ffn> make_sparse(const pipeline::NeuronFile& file, const SparseSetup& setup,
+                                        const model::ModelDesc& desc, const kernels::Kernels& k,
+                                        size_t max_rows);
+nanobind::dict sparse_stats(const pipeline::SparseFfn& ffn);
+
+}  // namespace hotset::bind

@@ -1,0 +1,60 @@
+// Reads the cold neurons of layer after layer in file order, in large pieces ahead of the compute: what a
+// prompt needs, whose many tokens use nearly all neurons.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "base/memory.h"
+#include "io/reader.h"
+#include "pipeline/neuron_file.h"
+
+namespace hotset::pipeline {
+
+// A ring of buffers that is filled across layer borders, so the drive works during attention too. One thread.
+class LayerStream {
+ public:
+  // first[layer]: neurons before it are in memory and not read. chunk: neurons per piece; ring: pieces in
+  // flight.
+  LayerStream(const NeuronFile& file, std::vector<uint32_t> first, size_t chunk, size_t ring,
+              const io::ReaderOptions& io);
+
+  // The bundles [first, first + count) of a layer, count <= chunk; valid until the next call. Asked for in
+  // order they come from reads already under way; any other order starts over.
+  struct Piece {
+    const uint8_t* data;
+    size_t first, count;
+  };
+  Piece next(size_t layer, size_t first);
+  uint64_t bytes_read() const { return bytes_read_; }
+  uint64_t reads() const { return reads_; }
+  double stall_seconds() const { return stall_seconds_; }
+  size_t bytes() const { return memory_.size(); }
+
+ private:
+  struct Slot {
+    size_t layer = 0, first = 0, count = 0;
+    size_t pending = 0;  // reads not yet ended
+  };
+  void restart(size_t layer, size_t first);
+  void read_ahead();
+  void start(size_t slot);
+  void await(size_t slot);
+  bool advance();
+  uint8_t* buffer(size_t slot) { return memory_.data() + slot * chunk_ * file_.layout.stride; }
+
+  const NeuronFile& file_;
+  std::vector<uint32_t> first_;
+  size_t chunk_;
+  io::ReaderOptions io_;
+  std::unique_ptr<io::Reader> reader_;
+  Buffer memory_;
+  std::vector<Slot> ring_;
+  size_t head_ = 0, filled_ = 0;            // oldest slot, slots in use
+  size_t next_layer_ = 0, next_first_ = 0;  // what is read next
+  bool at_end_ = true;
+  uint64_t bytes_read_ = 0, reads_ = 0;
+  double stall_seconds_ = 0;
+};
+
+}  // namespace hotset::pipeline

@@ -1,0 +1,24 @@
+// Predictors of a packed model from its files.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "io/reader.h"
+#include "pipeline/neuron_file.h"
+#include "predictor/matrix.h"
+
+namespace hotset::pipeline {
+
+// All gates, taken out of the bundles in one pass over the file. Throws IoError, InvalidWeight, OutOfMemory.
+std::unique_ptr<predictor::Predictor> load_gates(const NeuronFile& file, const io::ReaderOptions& io,
+                                                 const kernels::Kernels& k);
+
+// A published or trained map for each layer; `up` has a row for each neuron, in store order.
+struct LowRankRef {
+  model::TensorRef down, up;
+};
+std::unique_ptr<predictor::Predictor> load_low_rank(const std::vector<LowRankRef>& layers, bool relu,
+                                                    size_t max_rows, const kernels::Kernels& k);
+
+}  // namespace hotset::pipeline

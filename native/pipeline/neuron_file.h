@@ -1,0 +1,29 @@
+// The neurons of a packed model on the drive: where each bundle lies, and what its bytes must be.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "quant/neuron.h"
+
+namespace hotset::pipeline {
+
+struct NeuronFile {
+  std::string path;
+  quant::NeuronLayout layout;
+  size_t neurons = 0;                         // per layer
+  std::vector<uint64_t> offset;               // [layers] bytes from the start of the file to neuron 0
+  std::vector<std::vector<uint32_t>> crc32c;  // [layers][neurons] of the layout.bytes() of each bundle
+  // Biases of gate and up in store order, [layers][neurons]; empty where there are none.
+  std::vector<std::vector<float>> gate_bias, up_bias;
+
+  size_t layers() const { return offset.size(); }
+  uint64_t position(size_t layer, size_t neuron) const { return offset[layer] + neuron * layout.stride; }
+};
+
+// Throws InvalidWeight naming file, layer, neuron and offset unless crc32c(bundle, bytes) is `wanted`.
+void check_bundle(const NeuronFile& file, size_t layer, size_t neuron, const uint8_t* bundle, size_t bytes,
+                  uint32_t wanted);
+
+}  // namespace hotset::pipeline

@@ -1,0 +1,282 @@
+#include "pipeline/sparse_ffn.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "base/crc32c.h"
+#include "base/error.h"
+
+namespace hotset::pipeline {
+
+using model::Input;
+using model::pad_to;
+using model::Rows;
+using quant::Format;
+
+namespace {
+
+constexpr size_t kChunk = 16;  // neurons of one dot_neurons() call
+constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
+constexpr size_t kRing = 3;
+
+Rows make_rows(Buffer& memory, size_t rows, size_t cols) {
+  const size_t ld = pad_to(cols, quant::kColBlock);
+  memory = Buffer(rows * ld * sizeof(float));
+  return {reinterpret_cast<float*>(memory.data()), ld};
+}
+
+kernels::Kernels::DotNeurons dots(const kernels::Kernels& k, Format f) {
+  return f == Format::q4_0 ? k.dot_neurons_q4_0 : k.dot_neurons_q8_0;
+}
+kernels::Kernels::SumNeurons sums(const kernels::Kernels& k, Format f) {
+  return f == Format::q4_0 ? k.sum_neurons_q4_0 : k.sum_neurons_q8_0;
+}
+
+const NeuronFile& checked(const NeuronFile& file, const SparseOptions& options, bool predicted) {
+  const size_t layers = file.layers();
+  const auto per_layer = [&](const char* what, size_t n) {
+    if (n != layers)
+      throw InvalidArgument("sparse FFN: " + std::to_string(n) + " values of " + what + " for " +
+                            std::to_string(layers) + " layers");
+  };
+  per_layer("crc32c", file.crc32c.size());
+  per_layer("hot", options.hot.size());
+  if (predicted) per_layer("keep", options.keep.size());
+  if (predicted) per_layer("fetch", options.fetch.size());
+  for (const auto& sums : file.crc32c) {
+    if (sums.size() != file.neurons)
+      throw InvalidArgument("sparse FFN: " + std::to_string(sums.size()) + " checksums for " +
+                            std::to_string(file.neurons) + " neurons");
+  }
+  if (file.layout.stride < file.layout.bytes())
+    throw InvalidArgument("sparse FFN: stride " + std::to_string(file.layout.stride) +
+                          " is less than a bundle, " + std::to_string(file.layout.bytes()));
+  return file;
+}
+
+}  // namespace
+
+SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOptions options,
+                     std::unique_ptr<predictor::Predictor> predictor, const kernels::Kernels& k,
+                     size_t max_rows)
+    : desc_(desc),
+      k_(k),
+      file_(std::move(file)),
+      options_(std::move(options)),
+      predictor_(std::move(predictor)),
+      gate_known_(desc.gated && predictor_ && predictor_->gives_gate()),
+      read_bytes_(checked(file_, options_, predictor_ != nullptr).layout.stride),
+      cache_(file_.neurons, options_.hot, options_.cold_slots, file_.layout.stride, options_.policy),
+      reader_(io::open_reader(file_.path, options_.io)),
+      stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
+      lanes_(kMostSparseRows, desc.hidden),
+      spill_(options_.io.depth * file_.layout.stride),
+      hq_(max_rows, kPieceNeurons) {
+  if (file_.layout.hidden != static_cast<size_t>(desc.hidden) ||
+      file_.neurons != static_cast<size_t>(desc.ffn))
+    throw InvalidArgument("sparse FFN: the neurons are " + std::to_string(file_.neurons) + " of " +
+                          std::to_string(file_.layout.hidden) + ", the model wants " +
+                          std::to_string(desc.ffn) + " of " + std::to_string(desc.hidden));
+  if (predictor_) scores_ = make_rows(score_memory_, kernels::kTile, file_.neurons);
+  sums_ = make_rows(sum_memory_, kMostSparseRows, desc.hidden);
+  h_ = make_rows(h_memory_, pad_to(max_rows, kernels::kTile), kPieceNeurons);
+  load_hot();
+}
+
+void SparseFfn::load_hot() {
+  for (size_t layer = 0; layer < file_.layers(); ++layer) {
+    const auto block = cache_.hot_block(layer);
+    if (block.empty()) continue;
+    io::read_all(file_.path, file_.position(layer, 0), block);
+    for (size_t i = 0; i < cache_.hot(layer); ++i)
+      check_bundle(file_, layer, i, block.data() + i * file_.layout.stride, file_.layout.bytes(),
+                   file_.crc32c[layer][i]);
+  }
+}
+
+void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
+  thread_floats_.resize(std::max(thread_floats_.size(), pool.size()));
+  thread_bytes_.resize(std::max(thread_bytes_.size(), pool.size()));
+  if (in.rows <= kMostSparseRows)
+    run_sparse(layer, in, pool, y);
+  else
+    run_dense(layer, in, pool, y);
+}
+
+void SparseFfn::run_sparse(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
+  ++counters_.layers;
+  for (size_t t = 0; t < in.rows; ++t) k_.quantize_lanes(in.f.row(t), lanes_.row(t));
+  select(layer, in, pool);
+  // The first wave is read while what is in memory is computed; a second one only if more is missing than the
+  // reader takes at once.
+  size_t begin = 0, end = request(layer, 0);
+  compute(layer, present_, in.rows, pool);
+  sum_down(present_, in.rows, pool, y, false);
+  while (begin < end) {
+    collect(layer, begin, end);
+    begin = end;
+    compute(layer, arrived_, in.rows, pool);
+    sum_down(arrived_, in.rows, pool, y, true);
+    end = request(layer, begin);
+  }
+}
+
+void SparseFfn::consider(size_t layer, uint32_t neuron, float score) {
+  const uint8_t* bundle = cache_.find(layer, neuron);
+  if (bundle)
+    present_.push_back({neuron, bundle});
+  else if (!predictor_ || score >= options_.fetch[layer])
+    missing_.push_back(neuron);
+  else
+    ++counters_.skipped;
+}
+
+void SparseFfn::select(size_t layer, const Input& in, ThreadPool& pool) {
+  cache_.begin();
+  present_.clear();
+  missing_.clear();
+  if (!predictor_) {
+    for (uint32_t i = 0; i < file_.neurons; ++i) consider(layer, i, 0);
+  } else {
+    predictor_->score(layer, in, pool, scores_);
+    const float keep = options_.keep[layer];
+    for (uint32_t i = 0; i < file_.neurons; ++i) {
+      float best = scores_.data[i];
+      for (size_t t = 1; t < in.rows; ++t) best = std::max(best, scores_.row(t)[i]);
+      if (best >= keep) consider(layer, i, best);
+    }
+  }
+  counters_.candidates += present_.size() + missing_.size();
+  counters_.missed += missing_.size();
+}
+
+// Starts the reads of missing_[begin..end) and returns end.
+size_t SparseFfn::request(size_t layer, size_t begin) {
+  const size_t end = std::min(missing_.size(), begin + reader_->depth());
+  places_.clear();
+  std::vector<io::Read> reads;
+  for (size_t i = begin; i < end; ++i) {
+    uint8_t* place = cache_.admit(layer, missing_[i]);
+    if (!place) place = spill_.data() + (i - begin) * file_.layout.stride;
+    places_.push_back(place);
+    reads.push_back({file_.position(layer, missing_[i]), {place, read_bytes_}, i});
+  }
+  if (!reads.empty()) reader_->submit(reads);
+  counters_.reads += reads.size();
+  counters_.bytes_read += reads.size() * read_bytes_;
+  return end;
+}
+
+// Waits for the reads of the wave; arrived_ = its neurons in store order. After an error none of them is in
+// the cache.
+void SparseFfn::collect(size_t layer, size_t begin, size_t end) {
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    std::vector<uint64_t> tags(end - begin);
+    for (size_t done = 0; done < tags.size();) done += reader_->wait({tags.data(), tags.size() - done}, 1);
+    counters_.stall_seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    arrived_.clear();
+    for (size_t i = begin; i < end; ++i) {
+      const uint8_t* bundle = places_[i - begin];
+      check_bundle(file_, layer, missing_[i], bundle, file_.layout.bytes(), file_.crc32c[layer][missing_[i]]);
+      arrived_.push_back({missing_[i], bundle});
+    }
+  } catch (...) {
+    reader_.reset();  // waits for reads that still write into the cache
+    for (size_t i = begin; i < end; ++i) cache_.forget(layer, missing_[i]);
+    reader_ = io::open_reader(file_.path, options_.io);
+    throw;
+  }
+}
+
+void SparseFfn::compute(size_t layer, const std::vector<Neuron>& list, size_t rows, ThreadPool& pool) {
+  products_.assign(rows * list.size(), 0.0f);
+  const size_t chunks = (list.size() + kChunk - 1) / kChunk;
+  pool.parallel_for(chunks, 2, [&](size_t begin, size_t end, size_t) {
+    for (size_t c = begin; c < end; ++c)
+      compute_chunk(layer, list, c * kChunk, std::min(list.size(), (c + 1) * kChunk), rows);
+  });
+}
+
+// products_[t][begin..end): f(gate x_t) * h(up x_t), up only where f(gate) is not zero for some token.
+void SparseFfn::compute_chunk(size_t layer, const std::vector<Neuron>& list, size_t begin, size_t end,
+                              size_t rows) {
+  const size_t n = end - begin;
+  const auto dot = dots(k_, file_.layout.format);
+  const uint8_t* vectors[kChunk];
+  float gate[kMostSparseRows][kChunk], up[kChunk];
+  size_t at[kChunk], live = 0;
+  if (desc_.gated) {
+    for (size_t i = 0; i < n; ++i) vectors[i] = list[begin + i].bundle + file_.layout.gate_offset();
+    for (size_t t = 0; t < rows; ++t) {
+      if (gate_known_)
+        for (size_t i = 0; i < n; ++i) gate[t][i] = scores_.row(t)[list[begin + i].index];
+      else
+        dot(vectors, n, lanes_.row(t), gate[t]);
+      if (!file_.gate_bias.empty())
+        for (size_t i = 0; i < n; ++i) gate[t][i] += file_.gate_bias[layer][list[begin + i].index];
+      k_.activate(desc_.act_gate, desc_.gate_threshold, n, gate[t]);
+    }
+    for (size_t i = 0; i < n; ++i) {
+      bool any = false;
+      for (size_t t = 0; t < rows; ++t) any |= gate[t][i] != 0.0f;
+      if (any) at[live++] = i;
+    }
+  } else {
+    for (live = 0; live < n; ++live) at[live] = live;
+  }
+  for (size_t i = 0; i < live; ++i) vectors[i] = list[begin + at[i]].bundle;
+  for (size_t t = 0; t < rows && live > 0; ++t) {
+    dot(vectors, live, lanes_.row(t), up);
+    if (!file_.up_bias.empty())
+      for (size_t i = 0; i < live; ++i) up[i] += file_.up_bias[layer][list[begin + at[i]].index];
+    if (desc_.gated)
+      k_.activate(desc_.act_up, desc_.up_threshold, live, up);
+    else
+      k_.activate(desc_.act_gate, desc_.gate_threshold, live, up);
+    float* out = products_.data() + t * list.size() + begin;
+    for (size_t i = 0; i < live; ++i) out[at[i]] = desc_.gated ? gate[t][at[i]] * up[i] : up[i];
+  }
+}
+
+// y[t] (+)= sum of products_[t][i] * down_i. Threads share the columns, so the order of a sum is that of the
+// list.
+void SparseFfn::sum_down(const std::vector<Neuron>& list, size_t rows, ThreadPool& pool, Rows y, bool add) {
+  const auto sum = sums(k_, file_.layout.format);
+  const size_t hidden = desc_.hidden, blocks = (hidden + kBlockCols - 1) / kBlockCols;
+  for (size_t t = 0; t < rows; ++t) {
+    down_.clear();
+    weights_.clear();
+    const float* products = products_.data() + t * list.size();
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (products[i] == 0.0f) continue;
+      down_.push_back(list[i].bundle + file_.layout.down_offset());
+      weights_.push_back(products[i]);
+    }
+    counters_.active += down_.size();
+    if (add && down_.empty()) continue;
+    float* out = add ? sums_.row(t) : y.row(t);
+    pool.parallel_for(blocks, std::max<size_t>(1, blocks / (2 * pool.size())),
+                      [&](size_t begin, size_t end, size_t) {
+                        sum(down_.data(), weights_.data(), down_.size(), hidden, begin, end, out);
+                      });
+    if (add) k_.add(out, hidden, y.row(t));
+  }
+}
+
+SparseCounters SparseFfn::counters() const {
+  SparseCounters c = counters_;
+  c.reads += stream_.reads();
+  c.bytes_read += stream_.bytes_read();
+  c.stall_seconds += stream_.stall_seconds();
+  return c;
+}
+
+size_t SparseFfn::bytes() const {
+  return cache_.bytes() + (predictor_ ? predictor_->bytes() : 0) + stream_.bytes() + spill_.size() +
+         h_memory_.size() + hq_.bytes() + score_memory_.size();
+}
+
+}  // namespace hotset::pipeline

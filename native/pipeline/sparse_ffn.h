@@ -1,0 +1,115 @@
+// FFNs whose neurons are mostly on the drive: predict, read what is missing, compute what is in memory
+// meanwhile.
+//
+// A step of few tokens goes through a layer like this: score the neurons; those worth computing that are in
+// memory form one list, those that are not are read into the cache; the list is computed while the reads run
+// (gate, then up where the gate is not zero, then down where the product is not); then the same for what has
+// arrived. Lists are in store order and every sum has one order, so a result depends on what was in memory,
+// not on threads or on the drive. Many tokens (a prompt) use nearly all neurons: all are computed, dense,
+// streamed from the drive in file order. Source: PowerInfer-2 (arXiv:2406.06282), section 4.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cache/neuron_cache.h"
+#include "io/reader.h"
+#include "model/ffn.h"
+#include "pipeline/lane_rows.h"
+#include "pipeline/layer_stream.h"
+#include "pipeline/neuron_file.h"
+#include "predictor/predictor.h"
+
+namespace hotset::pipeline {
+
+struct SparseOptions {
+  std::vector<uint32_t> hot;  // [layers] neurons that stay in memory
+  size_t cold_slots = 0;      // neurons in the cold cache, all layers together
+  std::string policy = "clock";
+  // [layers] least score of a neuron in memory, and of a missing one, to be computed. Unused without a
+  // predictor.
+  std::vector<float> keep, fetch;
+  io::ReaderOptions io;
+};
+
+struct SparseCounters {
+  uint64_t layers = 0;      // passes of few tokens through a layer
+  uint64_t candidates = 0;  // neurons computed at least in part
+  uint64_t active = 0;      // with a product other than zero
+  uint64_t missed = 0;      // candidates that had to be read
+  uint64_t skipped = 0;     // missing ones scored between keep and fetch
+  uint64_t reads = 0, bytes_read = 0;
+  double stall_seconds = 0;  // waiting for the drive with nothing to compute
+};
+
+class SparseFfn : public model::Ffn {
+ public:
+  // predictor null: all neurons are candidates. Reads the hot neurons. max_rows: most tokens of a step.
+  SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOptions options,
+            std::unique_ptr<predictor::Predictor> predictor, const kernels::Kernels& k, size_t max_rows);
+
+  void run(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y) override;
+
+  SparseCounters counters() const;
+  const cache::CacheCounters& cache_counters() const { return cache_.counters(); }
+  size_t bytes() const;  // of cache, predictor and buffers
+  static constexpr size_t kMostSparseRows = 8;
+  static constexpr size_t kPieceNeurons = 512;  // of a prompt's stream: 3.7 MB at hidden 4096
+
+ private:
+  struct Neuron {
+    uint32_t index;
+    const uint8_t* bundle;
+  };
+  void load_hot();
+  void run_sparse(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
+  void select(size_t layer, const model::Input& in, ThreadPool& pool);
+  void consider(size_t layer, uint32_t neuron, float score);
+  size_t request(size_t layer, size_t begin);
+  void collect(size_t layer, size_t begin, size_t end);
+  void compute(size_t layer, const std::vector<Neuron>& list, size_t rows, ThreadPool& pool);
+  void compute_chunk(size_t layer, const std::vector<Neuron>& list, size_t begin, size_t end, size_t rows);
+  void sum_down(const std::vector<Neuron>& list, size_t rows, ThreadPool& pool, model::Rows y, bool add);
+  void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
+  void dense_piece(size_t layer, const uint8_t* data, size_t first, size_t count, const model::Input& in,
+                   ThreadPool& pool, model::Rows y);
+  void dense_unit(size_t layer, const uint8_t* data, size_t first, size_t begin, size_t count,
+                  const model::Input& in, std::vector<float>& scratch, std::vector<uint8_t>& rows);
+  void dense_down(const uint8_t* data, size_t count, size_t block, size_t n, std::vector<float>& scratch,
+                  std::vector<uint8_t>& matrix, model::Rows y);
+
+  const model::ModelDesc& desc_;
+  const kernels::Kernels& k_;
+  NeuronFile file_;
+  SparseOptions options_;
+  std::unique_ptr<predictor::Predictor> predictor_;
+  bool gate_known_;    // the predictor's scores are the gates
+  size_t read_bytes_;  // of a missing bundle that are read
+  cache::NeuronCache cache_;
+  std::unique_ptr<io::Reader> reader_;
+  LayerStream stream_;
+
+  // One layer's work, reused.
+  Buffer score_memory_;
+  model::Rows scores_;
+  LaneRows lanes_;
+  std::vector<Neuron> present_, arrived_;
+  std::vector<uint32_t> missing_;
+  Buffer spill_;                  // places for reads when the whole cache is in use
+  std::vector<uint8_t*> places_;  // [missing of the wave]
+  std::vector<float> products_;   // [rows][list]
+  std::vector<const uint8_t*> down_;
+  std::vector<float> weights_;
+  Buffer sum_memory_;
+  model::Rows sums_;
+  // Prompts: one piece's products, and what each thread needs.
+  Buffer h_memory_;
+  model::Rows h_;
+  model::QuantizedRows hq_;
+  std::vector<std::vector<float>> thread_floats_;
+  std::vector<std::vector<uint8_t>> thread_bytes_;
+  SparseCounters counters_;
+};
+
+}  // namespace hotset::pipeline
