@@ -1,0 +1,130 @@
+"""The sparse engine against the dense one with the same weights, whatever is in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hotset import _core
+from hotset.errors import FormatError, UsageError
+from tests.sparse_models import SparseModel, make_sparse_model, run, tiny_config
+
+PROMPT = [int(i * 7 % 97) for i in range(40)]
+STEPS = [int(i * 31 % 97) for i in range(24)]
+NEURONS, LAYERS = 300, 2
+TINY = float(np.finfo(np.float32).tiny)  # any gate above zero
+
+
+def options(
+    hot: int, slots: int, policy: str = "clock", predictor: str = "all", depth: int = 16
+) -> _core.SparseOptions:
+    keep = [TINY] * LAYERS if predictor != "all" else []
+    return _core.SparseOptions([hot] * LAYERS, slots, policy, predictor, keep, keep, depth=depth)
+
+
+@pytest.fixture(scope="module", params=["drelu q4_0", "reglu q8_0", "relu q4_0", "silu q8_0"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SparseModel:
+    kind, fmt = request.param.split()
+    gated = kind != "relu"
+    act = "silu" if kind == "silu" else "relu"
+    config = tiny_config(gated, act, "relu" if kind == "drelu" else "none", hidden=544, ffn=NEURONS)
+    return make_sparse_model(tmp_path_factory.mktemp(kind), config, fmt, biased=not gated)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
+
+
+def test_equals_dense_engine(model: SparseModel) -> None:
+    want = run(model.dense(), PROMPT, STEPS)
+    got = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
+    # The sparse engine rounds activations to 8 bits (1/254 of a group's largest, about 1 % RMS after two layers); the
+    # dense one has f32 weights and does not.
+    assert relative(got, want) < 0.02
+    assert np.mean(got.argmax(axis=1) == want.argmax(axis=1)) > 0.9
+
+
+@pytest.mark.parametrize(("hot", "slots"), [(0, 0), (0, 50), (100, 100), (250, 7), (0, 600)])
+@pytest.mark.parametrize("policy", ["lru", "clock", "lfu"])
+def test_memory_changes_nothing(model: SparseModel, hot: int, slots: int, policy: str) -> None:
+    want = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
+    engine = model.sparse(options(hot, slots, policy))
+    got = run(engine, PROMPT, STEPS)
+    # Only the order of sums differs: what was in memory first, then what was read.
+    assert relative(got, want) < 1e-2
+    assert (got.argmax(axis=1) == want.argmax(axis=1)).all()
+    stats = engine.sparse_stats
+    assert stats["candidates"] == len(STEPS) * LAYERS * NEURONS
+    assert (stats["missed"] > 0) == ((hot < NEURONS and slots < LAYERS * NEURONS) or stats["evictions"] == 0)
+
+
+def test_gate_predictor_is_exact(model: SparseModel) -> None:
+    if not model.config.gated or model.config.act_gate == "silu":
+        pytest.skip("needs a gate that is zero for some neurons")
+    want = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
+    engine = model.sparse(options(20, 100, predictor="gate"))
+    got = run(engine, PROMPT, STEPS)
+    assert relative(got, want) < 1e-2
+    assert (got.argmax(axis=1) == want.argmax(axis=1)).all()
+    stats = engine.sparse_stats
+    assert stats["active"] <= stats["candidates"] < 0.75 * len(STEPS) * LAYERS * NEURONS
+
+
+def test_threads_change_no_bit(model: SparseModel) -> None:
+    one = run(model.sparse(options(50, 100), threads=1), PROMPT, STEPS)
+    two = run(model.sparse(options(50, 100), threads=2), PROMPT, STEPS)
+    four = run(model.sparse(options(50, 100), threads=4), PROMPT, STEPS)
+    assert (one == two).all()
+    assert (one == four).all()
+
+
+def test_batch_of_sequences(model: SparseModel) -> None:
+    engine = model.sparse(options(50, 100))
+    seqs = [engine.sequence_new() for _ in range(3)]
+    prompts = [PROMPT[:20], PROMPT[5:30], PROMPT[10:]]
+    for seq, prompt in zip(seqs, prompts, strict=True):
+        engine.step(
+            np.array([seq], np.int32),
+            np.array([len(prompt)], np.int32),
+            np.array(prompt, np.int32),
+            np.zeros(1, np.uint8),
+        )
+    engine.step(np.array(seqs, np.int32), np.ones(3, np.int32), np.array([1, 2, 3], np.int32), np.ones(3, np.uint8))
+    together = engine.logits().copy()
+    for i, prompt in enumerate(prompts):
+        alone = run(model.sparse(options(NEURONS, 0)), prompt, [i + 1])[1]
+        assert relative(together[i], alone) < 1e-2
+
+
+def test_damaged_bundle_is_named(model: SparseModel) -> None:
+    data = bytearray(model.path.read_bytes())
+    at = model.offsets[1] + 17 * model.stride + 3
+    data[at] ^= 4
+    whole = model.path.read_bytes()
+    try:
+        model.path.write_bytes(data)
+        with pytest.raises(FormatError, match=r"neuron 17 of layer 1 .* checksum"):
+            model.sparse(options(NEURONS, 0))
+        engine = model.sparse(options(0, 100))
+        seq = engine.sequence_new()
+        step = (np.array([seq], np.int32), np.array([1], np.int32), np.array([5], np.int32), np.ones(1, np.uint8))
+        for _ in range(2):  # and again: what was read is not in the cache
+            with pytest.raises(FormatError, match=r"neuron 17 of layer 1"):
+                engine.step(*step)
+        assert engine.sequence_length(seq) == 0
+        model.path.write_bytes(whole)
+        engine.step(*step)  # usable once the file is whole
+        assert engine.sequence_length(seq) == 1
+    finally:
+        model.path.write_bytes(whole)
+
+
+def test_wrong_use(model: SparseModel) -> None:
+    with pytest.raises(UsageError, match="hot"):
+        model.sparse(_core.SparseOptions([1], 4))
+    with pytest.raises(UsageError, match="policy"):
+        model.sparse(options(0, 4, policy="best"))
+    with pytest.raises(UsageError, match="predictor"):
+        _core.SparseOptions([1, 1], 4, predictor="oracle")
+    with pytest.raises(UsageError, match="hot neurons"):
+        model.sparse(options(NEURONS + 1, 0))
