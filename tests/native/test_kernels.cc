@@ -1,5 +1,8 @@
 // Every kernel on every ISA of this machine, on random shapes and scales with fixed seeds.
+#include <cmath>
 #include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "kernel_cases.h"
@@ -7,6 +10,7 @@
 namespace {
 
 using namespace hotset;
+using quant::Format;
 
 void test_random_cases() {
   cases::for_each_isa([](const kernels::Kernels& k) {
@@ -30,6 +34,32 @@ void test_empty() {
     k.attend(kernels::KvType::f16, nullptr, 0, 0,
              {nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 1, 16});
     CHECK(out[0] == 5.0f);
+  });
+}
+
+// NaN and infinity: nothing crashes, and a quantized product shows them.
+void test_non_finite() {
+  cases::for_each_isa([](const kernels::Kernels& k) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      constexpr size_t n = 64;
+      std::vector<float> x(n, 1.0f), y = x, out(16);
+      x[37] = bad;
+      int8_t q[n];
+      float d[2], max, lse;
+      int32_t s[2];
+      k.quantize(x.data(), n, {q, d, s, 1}, 0);
+      CHECK(d[0] == 1.0f / 127 && s[0] == 32 * 127 && std::isnan(d[1]) && s[1] == 0 && q[37] == 0);
+      const std::vector<uint8_t> w(quant::packed_bytes(Format::q4_0, 16, n));
+      k.matmul_q4_0(w.data(), 1, 1, {q, d, s, 1}, out.data(), 16);
+      CHECK(std::isnan(out[0]));
+      for (int f = 0; f <= static_cast<int>(kernels::Activation::shifted_relu); ++f) {
+        k.glu(static_cast<kernels::Activation>(f), 0, kernels::Activation::silu, 0, x.data(), n, y.data());
+      }
+      k.rms_norm(x.data(), nullptr, 1e-5f, n, y.data());
+      k.layer_norm(x.data(), nullptr, nullptr, 1e-5f, n, y.data());
+      k.logsumexp(x.data(), n, &max, &lse);
+      CHECK(k.argmax(x.data(), n) < n);
+    }
   });
 }
 
@@ -66,6 +96,7 @@ void test_selection() {
 int main() {
   test_selection();
   test_empty();
+  test_non_finite();
   test_random_cases();
   return check::report();
 }

@@ -166,24 +166,24 @@ struct Quantized {
   int32_t sum;  // of q; exact up to 2^24
 };
 
-// q = round(x * 127 / absmax). Magnitudes below 1e-35 become 0: their inverse overflows. n is a multiple of
-// kLanes.
+// q = round(x * 127 / absmax), n a multiple of kLanes. Magnitudes below 1e-35 become 0: their inverse
+// overflows. With a NaN or infinity in x, q and sum are 0 and the scale is NaN, so that it shows in every
+// product.
 template <class V>
 Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
   using F = typename V::F;
-  const float top = largest_magnitude<V>(x, n);
-  if (!(top > 1e-35f && top < __builtin_inff())) {
-    __builtin_memset(q, 0, n);
-    return {0.0f, 0};
-  }
-  const F inverse = V::set(127.0f / top);
-  F sum = V::zero();
+  const float top = largest_magnitude<V>(x, n),
+              inverse = top > 1e-35f && top < __builtin_inff() ? 127.0f / top : 0.0f;
+  F codes = V::zero();
   for (size_t i = 0; i < n; i += V::kLanes) {
-    const F code = V::round(V::mul(V::load(x + i), inverse));
+    const F code = V::round(V::mul(V::load(x + i), V::set(inverse)));
     V::store_i8(q + i, code);
-    sum = V::add(sum, code);
+    codes = V::add(codes, code);
   }
-  return {top / 127.0f, static_cast<int32_t>(V::sum(sum))};
+  const float sum = V::sum(codes);
+  if (sum == sum) return {inverse > 0.0f ? top / 127.0f : 0.0f, static_cast<int32_t>(sum)};
+  __builtin_memset(q, 0, n);
+  return {__builtin_nanf(""), 0};
 }
 
 template <class V>

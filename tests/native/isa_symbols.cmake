@@ -1,0 +1,22 @@
+# Fails if an object of an ISA folder defines any external symbol but its table. An inline function shared with other
+# files would be one: the linker keeps a single copy, and if that is the AVX-512 one, older CPUs crash.
+#   cmake -DNM=nm -DLIBRARY=libhotset_native.a -P isa_symbols.cmake
+execute_process(COMMAND ${NM} -C -A --defined-only --extern-only ${LIBRARY} OUTPUT_VARIABLE symbols RESULT_VARIABLE status)
+if(NOT status EQUAL 0)
+  message(FATAL_ERROR "${NM} ${LIBRARY} failed: ${status}")
+endif()
+string(REGEX MATCHALL "[^\n]*:(avx|neon)[a-z0-9_]*\\.cc\\.o:[^\n]*" lines "${symbols}")
+list(LENGTH lines count)
+if(count EQUAL 0)
+  message(FATAL_ERROR "no object of an ISA folder in ${LIBRARY}")
+endif()
+foreach(line IN LISTS lines)
+  if(NOT line MATCHES " [DRV] hotset::kernels::k(Avx|Neon)[A-Za-z0-9]*$")
+    list(APPEND shared "${line}")
+  endif()
+endforeach()
+if(shared)
+  list(JOIN shared "\n  " shared)
+  message(FATAL_ERROR "symbols that other files could share:\n  ${shared}")
+endif()
+message(STATUS "${count} tables and nothing else")
