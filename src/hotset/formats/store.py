@@ -13,6 +13,7 @@ from typing import Any
 
 from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, file_bytes, is_count, parse_json, quoted, read_at, read_json
+from hotset.formats.neurons import BUNDLES, ORDER, SUMS, NeuronInfo, neuron_info
 from hotset.formats.progress import Progress, silent
 from hotset.formats.safetensors import Entry, Header, read_header
 from hotset.quant import FORMATS, packed_bytes
@@ -23,6 +24,8 @@ BLOCK_BYTES = 1 << 20  # one checksum each
 CONFIG, MANIFEST = "config.json", "manifest.json"
 RESIDENT, NEURONS = "resident.safetensors", "neurons.safetensors"
 WEIGHT_FILES = (RESIDENT, NEURONS)
+STORED = (*FORMATS, BUNDLES, ORDER, SUMS)
+ARRAYS = ("f32", ORDER, SUMS)  # plain little-endian arrays of 4-byte numbers, [n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,12 @@ class StoreEntry:
     bytes: int  # without the padding
     fmt: str
     rows: int
-    cols: int  # 0: a vector
+    cols: int  # 0: an array
+
+
+def tensor_bytes(fmt: str, rows: int, cols: int) -> int:
+    """Bytes of a tensor in the store: bundles [neurons, stride], an array [rows] (cols 0) or a packed matrix."""
+    return rows * cols if fmt == BUNDLES else packed_bytes(fmt, rows, cols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,7 @@ class Store:
     config: Json
     entries: dict[str, StoreEntry]  # by Hugging Face tensor name
     files: dict[str, FileSum]
+    neurons: NeuronInfo | None = None  # of a packed store: it has bundles in place of the FFN matrices
 
     @property
     def weight_bytes(self) -> int:
@@ -106,7 +115,7 @@ def open_store(path: Path | str) -> Store:
             if tensor in entries:
                 raise FormatError(f"tensor {quoted(tensor)} is in both weight files of {path}")
             entries[tensor] = entry
-    return Store(path, config, entries, files)
+    return Store(path, config, entries, files, neuron_info(path, section, entries))
 
 
 def manifest_json(files: dict[str, FileSum]) -> bytes:
@@ -189,14 +198,16 @@ def _store_entry(path: Path, name: str, entry: Entry, described: Any) -> StoreEn
     if not isinstance(described, dict) or described.keys() != {"format", "shape", "bytes"}:
         raise FormatError(f"{where}: the description must have exactly format, shape and bytes")
     fmt, shape, size = described["format"], described["shape"], described["bytes"]
-    if not isinstance(fmt, str) or fmt not in FORMATS:
-        raise FormatError(f"{where}: format {quoted(str(fmt))} is not one of {', '.join(FORMATS)}")
+    if not isinstance(fmt, str) or fmt not in STORED:
+        raise FormatError(f"{where}: format {quoted(str(fmt))} is not one of {', '.join(STORED)}")
     if not isinstance(shape, list) or len(shape) not in (1, 2) or not all(is_count(n) and n > 0 for n in shape):
         raise FormatError(f"{where}: shape {quoted(str(shape))} is neither [n] nor [rows, cols]")
     rows, cols = (*shape, 0)[:2]
-    if cols == 0 and fmt != "f32":
+    if cols == 0 and fmt not in ARRAYS:
         raise FormatError(f"{where}: a vector of format {fmt}; vectors are f32")
-    wanted = packed_bytes(fmt, rows, cols)
+    if cols and fmt in (ORDER, SUMS):
+        raise FormatError(f"{where}: {fmt} {shape}; such tensors have one dimension")
+    wanted = tensor_bytes(fmt, rows, cols)
     padded = -(-wanted // ALIGNMENT) * ALIGNMENT
     if size != wanted or isinstance(size, bool) or (entry.dtype, entry.shape) != ("U8", (padded,)):
         raise FormatError(

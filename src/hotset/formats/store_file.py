@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotset.formats.store import ALIGNMENT, BLOCK_BYTES, FORMAT_VERSION, FileSum
-from hotset.quant import packed_bytes
+from hotset.formats.store import ALIGNMENT, BLOCK_BYTES, FORMAT_VERSION, FileSum, tensor_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +18,12 @@ class StoreTensor:
     name: str
     fmt: str
     rows: int
-    cols: int  # 0: a vector
+    cols: int  # 0: an array
     neurons: bool  # goes to neurons.safetensors
 
     @property
     def bytes(self) -> int:
-        return packed_bytes(self.fmt, self.rows, self.cols)
+        return tensor_bytes(self.fmt, self.rows, self.cols)
 
     @property
     def padded_bytes(self) -> int:

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,11 +28,20 @@ from hotset.formats.store_file import StoreTensor, WeightFile
 
 JOURNAL = "journal.jsonl"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)  # another drive, or no hard links
 
 
 def partial_folder(dest: Path, key: str) -> Path:
     """Where a conversion into `dest` keeps its unfinished work: beside it, so that renaming is atomic."""
     return dest.with_name(f"{dest.name}.partial-{hashlib.sha256(key.encode()).hexdigest()[:8]}")
+
+
+@dataclass(frozen=True, slots=True)
+class TakenFile:
+    """A finished weight file of another store."""
+
+    path: Path
+    sums: FileSum
 
 
 class StoreWriter:
@@ -44,21 +54,25 @@ class StoreWriter:
         dest: folder that the store will be; its parent is made.
         tensors: all tensors, in the order in which they will be written.
         key: what the contents depend on (source and options); a partial folder is resumed only under the same key.
+        taken: weight files that another store has already, by name; they are linked, or copied to another drive.
     Raises: StorageError: not enough free space, another process at work, a write that failed.
     """
 
-    def __init__(self, dest: Path, tensors: Sequence[StoreTensor], key: str) -> None:
+    def __init__(
+        self, dest: Path, tensors: Sequence[StoreTensor], key: str, taken: Mapping[str, TakenFile] | None = None
+    ) -> None:
         self.dest, self.folder = dest, partial_folder(dest, key)
         self.done: dict[str, Json] = {}  # finished tensors and the notes given to `finish`
         self._tensors = {t.name: t for t in tensors}
         self._files: dict[str, WeightFile] = {}
+        self._taken = dict(taken or {})
         self._journal = -1  # file descriptor
         self._journal_end = 0  # bytes of it that hold
         self._written = self._crc = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = self._open_journal(key)
-            for name in WEIGHT_FILES:
+            for name in (file for file in WEIGHT_FILES if file not in self._taken):
                 self._files[name] = WeightFile(self.folder / name, [t for t in tensors if _file_of(t) == name])
             self._resume(lines)
             self._check_space()
@@ -102,6 +116,9 @@ class StoreWriter:
         try:
             sums = {name: FileSum(len(data), None) for name, data in files.items()}
             sums |= {name: file.close() for name, file in self._files.items()}
+            for name, taken in self._taken.items():
+                _link_or_copy(taken.path, self.folder / name)
+                sums[name] = taken.sums
             for name, data in (*files.items(), (MANIFEST, manifest_json(sums))):
                 _write_file(self.folder / name, data)
             self._rename(replace)
@@ -150,6 +167,8 @@ class StoreWriter:
 
     def _check_space(self) -> None:
         wanted = sum(file.bytes_left for file in self._files.values())
+        drive = self.folder.stat().st_dev
+        wanted += sum(taken.sums.bytes for taken in self._taken.values() if taken.path.stat().st_dev != drive)
         free = shutil.disk_usage(self.folder).free
         if wanted > free:
             self.discard()
@@ -211,6 +230,18 @@ def _journal_lines(data: bytes) -> list[tuple[Json, int]]:
         except FormatError:
             break
     return lines
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _write_file(path: Path, data: bytes) -> None:

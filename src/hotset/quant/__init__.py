@@ -9,6 +9,7 @@ from hotset.quant.formats import (
     format_named,
     packed_bytes,
 )
+from hotset.quant.neurons import NEURON_FORMATS, NeuronLayout, neuron_format
 from hotset.quant.plan import CLASSES, HF_DEFAULT, QuantPlan, parse_quant
 
 __all__ = [
@@ -17,10 +18,13 @@ __all__ = [
     "FORMATS",
     "GGML_TYPES",
     "HF_DEFAULT",
+    "NEURON_FORMATS",
     "ROW_BLOCK",
     "Format",
+    "NeuronLayout",
     "QuantPlan",
     "format_named",
+    "neuron_format",
     "packed_bytes",
     "parse_quant",
 ]
