@@ -127,6 +127,15 @@ nb::tuple top_logprobs(const Engine& e, size_t row, size_t n) {
   return nb::make_tuple(own(std::move(order), {n}), own(std::move(values), {n}));
 }
 
+nb::tuple take_record(Engine& e) {
+  auto& r = e.record();
+  const size_t rows = r.rows;
+  auto active = own(std::move(r.active), {r.activations ? rows : 0, r.layers, r.row_bytes()});
+  auto inputs = own(std::move(r.input), {r.inputs ? rows : 0, r.layers, r.hidden});
+  r.clear();
+  return nb::make_tuple(active, inputs);
+}
+
 nb::dict stats(const Engine& e) {
   const auto s = e.stats();
   nb::dict d;
@@ -175,6 +184,15 @@ void bind_engine(nb::module_& m) {
       .def("cancel", &Engine::cancel)
       .def("set_threads", &Engine::set_threads, nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
       .def("warm", &Engine::warm, nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "record",
+          [](Engine& e, bool activations, bool inputs) {
+            e.record().clear();
+            e.record().activations = activations;
+            e.record().inputs = inputs;
+          },
+          nb::arg("activations"), nb::arg("inputs") = false)
+      .def("take_record", &take_record)
       .def_prop_ro("stats", &stats)
       .def_prop_ro("sparse_stats",
                    [](const Engine& e) {

@@ -67,14 +67,17 @@ Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors,
                                     options.kv_tokens)) {
   require(options.max_step_tokens > 0, "max_step_tokens is 0, wanted at least 1");
   if (make_ffn) ffn_ = make_ffn(desc_, k_, options.max_step_tokens);
+  record_.layers = desc_.layers.size();
+  record_.ffn = static_cast<size_t>(desc_.ffn);
+  record_.hidden = static_cast<size_t>(desc_.hidden);
   make_forward(options.threads);
 }
 
 void Engine::make_forward(size_t threads) {
   forward_.reset();
   pool_ = std::make_unique<ThreadPool>(threads > 0 ? threads : allowed_cpus().size(), options_.pin);
-  forward_ =
-      std::make_unique<Forward>(desc_, weights_, *kv_, ffn_.get(), k_, *pool_, options_.max_step_tokens);
+  forward_ = std::make_unique<Forward>(desc_, weights_, *kv_, ffn_.get(), record_, k_, *pool_,
+                                       options_.max_step_tokens);
   rows_ = 0;
 }
 
@@ -131,9 +134,11 @@ size_t Engine::step(std::span<const int32_t> seqs, std::span<const int32_t> coun
   };
   try {
     for (const BatchSequence& s : batch.sequences) kv_->reserve(s.seq, s.count);
+    record_.begin_step(batch.rows());
     forward_->run(batch, stop);
   } catch (...) {
     for (const BatchSequence& s : batch.sequences) kv_->rollback(s.seq);
+    record_.abandon_step();
     throw;
   }
   for (const BatchSequence& s : batch.sequences) kv_->commit(s.seq, s.count);

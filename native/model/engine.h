@@ -37,6 +37,7 @@ class Engine {
          const EngineOptions& options, const FfnFactory& make_ffn = {});
 
   KvCache& kv() { return *kv_; }
+  Record& record() { return record_; }
   const Ffn* ffn() const { return ffn_.get(); }  // null where the weights hold the FFNs
   const ModelDesc& desc() const { return desc_; }
   const kernels::Kernels& kernels() const { return k_; }
@@ -71,6 +72,7 @@ class Engine {
   Weights weights_;
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Ffn> ffn_;
+  Record record_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Forward> forward_;
   size_t rows_ = 0;

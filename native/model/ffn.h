@@ -4,6 +4,7 @@
 #include "base/thread_pool.h"
 #include "model/activations.h"
 #include "model/linear.h"
+#include "model/record.h"
 
 namespace hotset::model {
 
@@ -12,7 +13,8 @@ class Ffn {
   virtual ~Ffn() = default;
   // y[t] = down(f(gate x_t) * h(up x_t)) for all rows of `in` (its int8 copy is not filled), without down's
   // bias.
-  virtual void run(size_t layer, const Input& in, ThreadPool& pool, Rows y) = 0;
+  // Marks active neurons in `record` if that is asked for.
+  virtual void run(size_t layer, const Input& in, ThreadPool& pool, Rows y, Record& record) = 0;
 };
 
 }  // namespace hotset::model

@@ -18,11 +18,12 @@ namespace {
 constexpr size_t kUnitBlocks = kColBlock / kRowBlock;
 }  // namespace
 
-Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn,
+Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn, Record& record,
                  const kernels::Kernels& k, ThreadPool& pool, size_t max_rows)
     : desc_(desc),
       weights_(weights),
       ffn_(ffn),
+      record_(record),
       k_(k),
       pool_(pool),
       max_rows_(max_rows),
@@ -128,13 +129,15 @@ void Forward::attention_block(const Batch& batch, size_t layer) {
 void Forward::ffn_block(size_t layer, size_t n) {
   const LayerWeights& w = weights_.layers[layer];
   const Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
-  ffn_ ? outer_ffn(layer, in) : dense_ffn(w, in);
+  if (record_.inputs)
+    for (size_t t = 0; t < n; ++t) record_.keep_input(t, layer, in.f.row(t));
+  ffn_ ? outer_ffn(layer, in) : dense_ffn(layer, in);
   add_block(w.ffn_post_norm, n);
 }
 
 void Forward::outer_ffn(size_t layer, const Input& in) {
   const LayerWeights& w = weights_.layers[layer];
-  ffn_->run(layer, in, pool_, y_);
+  ffn_->run(layer, in, pool_, y_, record_);
   const bool direct = adds_directly(w.ffn_post_norm);
   for (size_t t = 0; t < in.rows; ++t) {
     if (!w.down_bias.empty()) k_.add(w.down_bias.data(), desc_.hidden, y_.row(t));
@@ -142,7 +145,8 @@ void Forward::outer_ffn(size_t layer, const Input& in) {
   }
 }
 
-void Forward::dense_ffn(const LayerWeights& w, const Input& in) {
+void Forward::dense_ffn(size_t layer, const Input& in) {
+  const LayerWeights& w = weights_.layers[layer];
   linear_.prepare(in, desc_.hidden, {&w.up, &w.gate});
   hq_.shape(in.rows, desc_.ffn);
   const size_t units = pad_to(w.up.row_blocks(), kUnitBlocks) / kUnitBlocks;
@@ -151,7 +155,7 @@ void Forward::dense_ffn(const LayerWeights& w, const Input& in) {
   const size_t scratch = kTile * chunk * kColBlock;
   for (auto& s : up_scratch_) s.resize(std::max(s.size(), scratch));
   pool_.parallel_for(units, chunk, [&](size_t begin, size_t end, size_t thread) {
-    ffn_units(w, in, begin, end, up_scratch_[thread].data());
+    ffn_units(layer, in, begin, end, up_scratch_[thread].data());
   });
   const Input out{h_, &hq_, in.rows};
   const Product down[] = {{&w.down, &w.down_bias, y_, adds_directly(w.ffn_post_norm) ? &x_ : nullptr}};
@@ -159,7 +163,8 @@ void Forward::dense_ffn(const LayerWeights& w, const Input& in) {
 }
 
 // h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), and its int8 copy.
-void Forward::ffn_units(const LayerWeights& w, const Input& in, size_t begin, size_t end, float* scratch) {
+void Forward::ffn_units(size_t layer, const Input& in, size_t begin, size_t end, float* scratch) {
+  const LayerWeights& w = weights_.layers[layer];
   const size_t block = begin * kUnitBlocks, blocks = std::min(end * kUnitBlocks, w.up.row_blocks()) - block;
   const size_t first = begin * kColBlock, width = blocks * kRowBlock;
   const size_t count = std::min(end * kColBlock, w.up.rows) - first;
@@ -172,12 +177,12 @@ void Forward::ffn_units(const LayerWeights& w, const Input& in, size_t begin, si
       linear_.tile(w.up, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));
     }
     const size_t n = std::min(kTile, in.rows - i * kTile);
-    for (size_t t = 0; t < n; ++t) finish_ffn_rows(w, i, t, first, count, scratch + t * width);
+    for (size_t t = 0; t < n; ++t) finish_ffn_rows(layer, i, t, first, count, scratch + t * width);
   }
 }
 
-void Forward::finish_ffn_rows(const LayerWeights& w, size_t tile, size_t t, size_t first, size_t count,
-                              float* up) {
+void Forward::finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up) {
+  const LayerWeights& w = weights_.layers[layer];
   float* h = h_.row(tile * kTile + t) + first;
   if (desc_.gated) {
     if (!w.gate_bias.empty()) k_.add(w.gate_bias.data() + first, count, h);
@@ -187,6 +192,7 @@ void Forward::finish_ffn_rows(const LayerWeights& w, size_t tile, size_t t, size
     if (!w.up_bias.empty()) k_.add(w.up_bias.data() + first, count, h);
     k_.activate(desc_.act_gate, desc_.gate_threshold, count, h);
   }
+  if (record_.activations) record_.mark_all(tile * kTile + t, layer, first, h, count);
   if (quant::is_quantized(w.down.format))
     k_.quantize(h, count, from_group(hq_.tile(tile), first / quant::kGroup), t);
 }

@@ -7,6 +7,7 @@
 #include "model/attention.h"
 #include "model/ffn.h"
 #include "model/linear.h"
+#include "model/record.h"
 
 namespace hotset::model {
 
@@ -14,8 +15,8 @@ namespace hotset::model {
 class Forward {
  public:
   // ffn: computes the FFNs if the weights hold none; null otherwise.
-  Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn, const kernels::Kernels& k,
-          ThreadPool& pool, size_t max_rows);
+  Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn, Record& record,
+          const kernels::Kernels& k, ThreadPool& pool, size_t max_rows);
 
   // Computes the batch (its pages reserved) and returns logits [wanted rows][logits().ld], in input order.
   // `stop` is asked between layers; if it says true, Cancelled is thrown.
@@ -30,10 +31,10 @@ class Forward {
   void embed(const Batch& batch);
   void attention_block(const Batch& batch, size_t layer);
   void ffn_block(size_t layer, size_t n);
-  void dense_ffn(const LayerWeights& w, const Input& in);
+  void dense_ffn(size_t layer, const Input& in);
   void outer_ffn(size_t layer, const Input& in);
-  void ffn_units(const LayerWeights& w, const Input& in, size_t begin, size_t end, float* scratch);
-  void finish_ffn_rows(const LayerWeights& w, size_t tile, size_t t, size_t first, size_t count, float* up);
+  void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, float* scratch);
+  void finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up);
   void norm(const Vector& w, const Vector& b, const float* x, float* y) const;
   // xn = norm(x) (or x itself where there is no norm) of n rows.
   Input normed(const Vector& w, const Vector& b, size_t n);
@@ -47,6 +48,7 @@ class Forward {
   const ModelDesc& desc_;
   const Weights& weights_;
   Ffn* ffn_;
+  Record& record_;
   const kernels::Kernels& k_;
   ThreadPool& pool_;
   size_t max_rows_;

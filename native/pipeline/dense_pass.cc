@@ -77,6 +77,7 @@ void SparseFfn::dense_unit(size_t layer, const uint8_t* data, size_t first, size
     for (size_t i = 0; i < n; ++i) vectors[i] += file_.layout.gate_offset();
     interleave(vectors, n, desc_.hidden, gate_rows + r / quant::kRowBlock * row_bytes);
   }
+  const size_t neuron = first + begin;
   for (size_t i = 0; i * kTile < in.rows; ++i) {
     float* h = h_.row(i * kTile) + begin;
     const kernels::QTile x = in.q->tile(i);
@@ -85,7 +86,6 @@ void SparseFfn::dense_unit(size_t layer, const uint8_t* data, size_t first, size
       matmul(up_rows, row_blocks, col_blocks, x, scratch.data(), static_cast<ptrdiff_t>(width));
     for (size_t t = 0; t < tile_rows(in.rows, i); ++t) {
       float *product = h_.row(i * kTile + t) + begin, *up = scratch.data() + t * width;
-      const size_t neuron = first + begin;
       if (desc_.gated) {
         if (!file_.gate_bias.empty()) k_.add(file_.gate_bias[layer].data() + neuron, count, product);
         if (!file_.up_bias.empty()) k_.add(file_.up_bias[layer].data() + neuron, count, up);
@@ -94,6 +94,7 @@ void SparseFfn::dense_unit(size_t layer, const uint8_t* data, size_t first, size
         if (!file_.up_bias.empty()) k_.add(file_.up_bias[layer].data() + neuron, count, product);
         k_.activate(desc_.act_gate, desc_.gate_threshold, count, product);
       }
+      if (record_->activations) record_->mark_all(i * kTile + t, layer, neuron, product, count);
       k_.quantize(product, count, from_group(hq_.tile(i), begin / quant::kGroup), t);
     }
   }

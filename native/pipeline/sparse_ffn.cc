@@ -95,7 +95,8 @@ void SparseFfn::load_hot() {
   }
 }
 
-void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
+void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, model::Record& record) {
+  record_ = &record;
   thread_floats_.resize(std::max(thread_floats_.size(), pool.size()));
   thread_bytes_.resize(std::max(thread_bytes_.size(), pool.size()));
   if (in.rows <= kMostSparseRows)
@@ -198,6 +199,7 @@ void SparseFfn::compute(size_t layer, const std::vector<Neuron>& list, size_t ro
     for (size_t c = begin; c < end; ++c)
       compute_chunk(layer, list, c * kChunk, std::min(list.size(), (c + 1) * kChunk), rows);
   });
+  if (record_->activations) record(layer, list, rows);
 }
 
 // products_[t][begin..end): f(gate x_t) * h(up x_t), up only where f(gate) is not zero for some token.
@@ -239,6 +241,12 @@ void SparseFfn::compute_chunk(size_t layer, const std::vector<Neuron>& list, siz
     float* out = products_.data() + t * list.size() + begin;
     for (size_t i = 0; i < live; ++i) out[at[i]] = desc_.gated ? gate[t][at[i]] * up[i] : up[i];
   }
+}
+
+void SparseFfn::record(size_t layer, const std::vector<Neuron>& list, size_t rows) {
+  for (size_t t = 0; t < rows; ++t)
+    for (size_t i = 0; i < list.size(); ++i)
+      if (products_[t * list.size() + i] != 0.0f) record_->mark(t, layer, list[i].index);
 }
 
 // y[t] (+)= sum of products_[t][i] * down_i. Threads share the columns, so the order of a sum is that of the

@@ -49,7 +49,8 @@ class SparseFfn : public model::Ffn {
   SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOptions options,
             std::unique_ptr<predictor::Predictor> predictor, const kernels::Kernels& k, size_t max_rows);
 
-  void run(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y) override;
+  void run(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y,
+           model::Record& record) override;
 
   SparseCounters counters() const;
   const cache::CacheCounters& cache_counters() const { return cache_.counters(); }
@@ -70,6 +71,7 @@ class SparseFfn : public model::Ffn {
   void collect(size_t layer, size_t begin, size_t end);
   void compute(size_t layer, const std::vector<Neuron>& list, size_t rows, ThreadPool& pool);
   void compute_chunk(size_t layer, const std::vector<Neuron>& list, size_t begin, size_t end, size_t rows);
+  void record(size_t layer, const std::vector<Neuron>& list, size_t rows);
   void sum_down(const std::vector<Neuron>& list, size_t rows, ThreadPool& pool, model::Rows y, bool add);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void dense_piece(size_t layer, const uint8_t* data, size_t first, size_t count, const model::Input& in,
@@ -107,6 +109,7 @@ class SparseFfn : public model::Ffn {
   Buffer h_memory_;
   model::Rows h_;
   model::QuantizedRows hq_;
+  model::Record* record_ = nullptr;  // of the running call
   std::vector<std::vector<float>> thread_floats_;
   std::vector<std::vector<uint8_t>> thread_bytes_;
   SparseCounters counters_;

@@ -226,6 +226,16 @@ class Engine:
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_read, bytes_per_token."""
 
+    def record(self, activations: bool, inputs: bool = False) -> None:
+        """From the next step on keeps what the FFNs do; forgets what was kept before."""
+
+    def take_record(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """What was recorded since the last call, for all rows of all steps, and forgets it.
+
+        Active neurons [rows, layers, ceil(ffn / 8)], bit i % 8 of byte i / 8 (of a packed model in store order), and inputs
+        of the FFNs [rows, layers, hidden]; no rows of what is not recorded.
+        """
+
     @property
     def sparse_stats(self) -> dict[str, float]:
         """Of an engine with neurons: layers, candidates, active, missed, skipped, reads, bytes_read, stall_seconds,

@@ -128,3 +128,21 @@ def test_wrong_use(model: SparseModel) -> None:
         _core.SparseOptions([1, 1], 4, predictor="oracle")
     with pytest.raises(UsageError, match="hot neurons"):
         model.sparse(options(NEURONS + 1, 0))
+
+
+def test_record_of_dense_and_sparse_agree(model: SparseModel) -> None:
+    if model.config.act_gate == "silu":
+        pytest.skip("all neurons are active")
+    taken = []
+    for engine in (model.dense(), model.sparse(options(50, 100)), model.sparse(options(NEURONS, 0))):
+        engine.record(activations=True, inputs=True)
+        run(engine, PROMPT, STEPS)
+        active, inputs = engine.take_record()
+        assert inputs.shape == (len(PROMPT) + len(STEPS), LAYERS, model.config.hidden)
+        taken.append((np.unpackbits(active, axis=2, bitorder="little")[:, :, :NEURONS], inputs))
+        assert engine.take_record()[0].shape[0] == 0
+    dense = taken[0][0]
+    assert 0.1 < dense.mean() < 0.7
+    for active, inputs in taken[1:]:
+        assert np.mean(active != dense) < 0.02  # neurons at the border of zero
+        assert relative(inputs, taken[0][1]) < 0.02
