@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from hotset import LLM
 from hotset.engine import Completion
 from hotset.errors import InputError, MemoryBudgetError, ModelError, UsageError
+from hotset.tools.convert import convert
 
+STORIES = Path(__file__).parents[1] / "golden/data/stories260k"
 PROMPT = "Once upon a time"
 
 
@@ -80,6 +86,24 @@ def test_the_least_budget_that_is_named_works(stories_store: Path) -> None:
     least = str(caught.value).split("least that works is ")[1].split("MiB")[0]
     with LLM(stories_store, memory=f"{int(least) + 2}MiB") as llm:  # 2: what this process grew by in between
         assert llm.generate(PROMPT, max_tokens=3).text == ", there was"
+
+
+def test_a_model_that_computes_no_numbers_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    source = shutil.copytree(STORIES, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"] = np.full(64, 3e38, np.float32)
+    save_file(tensors, source / "model.safetensors")
+    convert(source, tmp_path / "store", quant="f32")
+    with LLM(tmp_path / "store") as llm:
+        for _ in range(2):
+            with pytest.raises(ModelError, match=r"no number.*convert it again"):
+                llm.generate(PROMPT)
+
+
+def test_banning_every_token_is_the_callers_mistake(stories: LLM) -> None:
+    with pytest.raises(UsageError):
+        stories.generate(PROMPT, logit_bias=dict.fromkeys(range(512), -math.inf))
+    assert stories.generate(PROMPT, max_tokens=3).text == ", there was"
 
 
 def test_closing_a_stream_cancels_it_and_others_go_on(stories: LLM) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from hotset import _core
 from hotset.engine.backend import Draw, DrawFactory
+from hotset.errors import ModelError, UsageError
 from hotset.params import SamplingParams
 
 
@@ -25,6 +26,18 @@ def draw_factory(core: _core.Engine) -> DrawFactory:
             logit_bias=dict(params.logit_bias),
         )
         sampler.accept_prompt(np.array(prompt, np.int32))
-        return lambda row: sampler.sample(core, row)
+        return lambda row: _sample(sampler, core, row)
 
     return make
+
+
+def _sample(sampler: _core.Sampler, core: _core.Engine, row: int) -> tuple[int, float]:
+    try:
+        return sampler.sample(core, row)
+    except UsageError as error:
+        if (core.logits()[row] < np.inf).all():  # false for NaN too
+            raise
+        raise ModelError(
+            f"the model computes what is no number: {error}. Its weights are damaged or too large for their format; "
+            "convert it again from a good source"
+        ) from None
