@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import select
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +65,46 @@ def test_invalid_utf8(hotset, chat_store):
     done = hotset("chat", chat_store, stdin=b"caf\xe9\n")
     assert done.code == 7
     assert "not UTF-8" in done.err
+
+
+class Terminal:
+    """A process in a terminal of its own, and what it shows."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self.shown = ""  # since the last text waited for
+        self.process, self._end = pty.fork()
+        if self.process == 0:
+            os.execve(command[0], command, environment)
+
+    def wait_for(self, text: str) -> None:
+        while text not in self.shown:
+            assert select.select([self._end], [], [], 30)[0], f"no {text!r} after {self.shown!r}"
+            self.shown += os.read(self._end, 4096).decode(errors="replace").replace("\r\n", "\n")
+        self.shown = self.shown.partition(text)[2]
+
+    def press(self, keys: str) -> None:
+        os.write(self._end, keys.encode())
+
+    def exit_code(self) -> int:
+        with contextlib.suppress(OSError):  # the terminal hangs up when the process ends
+            while os.read(self._end, 4096):
+                pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
+
+def test_in_a_terminal_ctrl_c_twice_leaves_and_lines_are_kept(chat_store, environment):
+    command = [sys.executable, "-m", "hotset.cli.main", "chat", str(chat_store), "--max-tokens", "5"]
+    terminal = Terminal(command, environment)
+    terminal.wait_for("> ")
+    terminal.press("hello\n")
+    terminal.wait_for("hello\n")
+    terminal.wait_for("\n> ")
+    terminal.press("\x03")
+    terminal.wait_for("leaves)")
+    terminal.wait_for("> ")
+    terminal.press("\x03")
+    assert terminal.exit_code() == 0
+    assert "hello" in (Path(environment["HOTSET_CACHE"]) / "chat_history").read_text()
 
 
 @pytest.fixture
