@@ -75,8 +75,8 @@ struct Kernels {
   MatmulQ matmul_q4_0, matmul_q4_1, matmul_q8_0;
   MatmulF matmul_f16, matmul_bf16, matmul_f32;
 
-  // Quantizes x[cols] into token t of the tile; groups from ceil(cols/32) to 2*ceil(cols/64) become 0. A group
-  // with a NaN or infinity gets q = 0 and d = NaN, so every product shows it.
+  // Quantizes x[cols] into token t of the tile; groups from ceil(cols/32) to 2*ceil(cols/64) become 0. A
+  // group with a NaN or infinity gets q = 0 and d = NaN, so every product shows it.
   void (*quantize)(const float* x, size_t cols, const QTile& tile, size_t t);
 
   // y = x / sqrt(mean(x^2) + eps) * w      (w may be null = 1)
