@@ -1,0 +1,112 @@
+"""What a host can do, as `hotset probe` measured it; the plan reads it. File: docs/reference/commands/probe.md."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hotset.errors import FormatError, StorageError
+
+FORMAT_VERSION = 1
+_MOST_BYTES = 1 << 20  # of the file; a full probe takes some ten KB
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Rates of one host and one file system. Tables are never empty and ascend by key."""
+
+    threads: int  # CPUs this process may use
+    seq_bytes_per_s: float  # large reads in rising order, best depth
+    random_reads_per_s: Mapping[int, float]  # by block bytes, each at its best depth
+    best_depth: Mapping[int, int]  # by block bytes: the least depth within 5 % of the best
+    cpu_us_per_read: float  # user and kernel time of a random 4 KiB read at the best depth
+    memory_bytes_per_s: Mapping[int, float]  # by threads, streaming
+    int8_gmac_per_s: Mapping[int, float]  # by threads: 4-bit weights, 8-bit activations, 16 tokens at once
+    backend: str = "pread"  # the faster one: "io_uring" or "pread"
+    direct: bool = True  # False: no direct I/O here, so what was measured is the page cache
+
+    def reads_per_s(self, block_bytes: int) -> float:
+        """Random reads of a size that need not be in the table.
+
+        Between two sizes the time of a read is taken as linear in its bytes; beyond the largest, bytes/s stay.
+        """
+        sizes = list(self.random_reads_per_s)
+        at = bisect_left(sizes, block_bytes)
+        if at == 0:
+            return self.random_reads_per_s[sizes[0]]
+        if at == len(sizes):
+            return self.random_reads_per_s[sizes[-1]] * sizes[-1] / block_bytes
+        low, high = sizes[at - 1], sizes[at]
+        share = (block_bytes - low) / (high - low)
+        seconds = (1 - share) / self.random_reads_per_s[low] + share / self.random_reads_per_s[high]
+        return 1 / seconds
+
+    def memory_rate(self, threads: int) -> float:
+        """Bytes/s that `threads` threads stream; the nearest lower number measured, else the least."""
+        return _at(self.memory_bytes_per_s, threads)
+
+    def gmac_rate(self, threads: int) -> float:
+        """10^9 multiply-adds/s of `threads` threads; the nearest lower number measured, else the least."""
+        return _at(self.int8_gmac_per_s, threads)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            f.name: {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else value
+            for f in fields(self)
+            for value in [getattr(self, f.name)]
+        }
+
+
+def _at(table: Mapping[int, float], threads: int) -> float:
+    return table[max((n for n in table if n <= threads), default=min(table))]
+
+
+def load_rates(path: Path) -> Rates:
+    """The rates in a probe's result.
+
+    Raises: StorageError if the file cannot be read; FormatError if it is no probe of this version.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise FormatError(f"{path} has {path.stat().st_size} bytes; a probe has at most {_MOST_BYTES}")
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}; run `hotset probe`") from None
+    except (ValueError, RecursionError):
+        raise FormatError(f"{path} is no JSON; remove it and run `hotset probe`") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise FormatError(f"{path} is a probe of version {version!a:.40}, wanted {FORMAT_VERSION}; run `hotset probe`")
+    return rates_from_json(data.get("rates"), str(path))
+
+
+def rates_from_json(value: object, source: str) -> Rates:
+    """What `Rates.as_json` gave. Raises FormatError naming the field that cannot be."""
+    wanted = {f.name: f.type for f in fields(Rates)}
+    if not isinstance(value, dict) or value.keys() != wanted.keys():
+        raise FormatError(f"{source}: 'rates' must have exactly {', '.join(wanted)}; run `hotset probe --refresh`")
+    return Rates(**{name: _parsed(value[name], str(kind), f"{source}: {name}") for name, kind in wanted.items()})
+
+
+def _parsed(value: object, kind: str, where: str) -> Any:
+    if not kind.startswith("Mapping"):
+        return _number(value, kind, where)
+    if not isinstance(value, dict) or not value or not all(k.isdecimal() and len(k) < 16 for k in value):
+        raise FormatError(f"{where} must map whole numbers to rates; run `hotset probe --refresh`")
+    of = "int" if kind.endswith("int]") else "float"
+    return {int(k): _number(value[k], of, f"{where}[{k}]") for k in sorted(value, key=int)}
+
+
+def _number(value: object, kind: str, where: str) -> Any:
+    if kind in ("bool", "str"):
+        fine = type(value).__name__ == kind
+    else:
+        numeric = type(value) is int or (kind == "float" and type(value) is float)
+        fine = numeric and isinstance(value, (int, float)) and 0 < value < 1e18
+    if not fine:
+        raise FormatError(f"{where} is {value!a:.60}, wanted a {kind}; run `hotset probe --refresh`")
+    return float(value) if kind == "float" and isinstance(value, int) else value
