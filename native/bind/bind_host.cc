@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "bind/bind.h"
 #include "io/drive_rate.h"
+#include "io/file.h"
 #include "io/reader.h"
 #include "kernels/kernels.h"
 
@@ -94,6 +95,8 @@ nb::dict drive_read(const std::string& path, size_t block_bytes, size_t depth, c
   return d;
 }
 
+size_t direct_alignment(const std::string& path) { return io::File(path, true).alignment(); }
+
 // Anything that has Python's buffer protocol and is contiguous, read-only or not.
 struct Bytes {
   Py_buffer view;
@@ -128,5 +131,6 @@ void bind_host(nb::module_& m) {
   m.def("memory_bandwidth", &measure_memory, nb::arg("threads"), nb::arg("megabytes"), nb::arg("seconds"));
   m.def("drive_read", &drive_read, nb::arg("path"), nb::arg("block_bytes"), nb::arg("depth"),
         nb::arg("backend"), nb::arg("random"), nb::arg("seconds"));
+  m.def("direct_alignment", &direct_alignment, nb::arg("path"));
   m.def("crc32c", &checksum, nb::arg("data"), nb::arg("crc") = 0);
 }

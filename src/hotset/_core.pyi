@@ -34,6 +34,9 @@ def drive_read(path: str, block_bytes: int, depth: int, backend: str, random: bo
     Also direct: 1.0, or 0.0 where the file system has no direct I/O and the page cache answered.
     """
 
+def direct_alignment(path: str) -> int:
+    """Bytes of which direct reads of an existing file are multiples; 1 where its file system has no direct I/O."""
+
 def crc32c(data: bytes | memoryview | NDArray[np.uint8], crc: int = 0) -> int: ...
 
 # --- weight formats: "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1" --------------------------------------
