@@ -42,6 +42,11 @@ def read_at(path: Path, offset: int, count: int) -> bytes:
     return data
 
 
+def read_whole(path: Path) -> bytes:
+    """A small file. Raises StorageError."""
+    return read_at(path, 0, file_bytes(path))
+
+
 def _read_fully(fd: int, offset: int, count: int) -> bytes:
     parts: list[bytes] = []
     while count > 0:

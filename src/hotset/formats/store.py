@@ -86,6 +86,13 @@ class Store:
             done += wanted.bytes
             progress(done, total, name)
 
+    def verify_tensor(self, name: str) -> None:
+        """Reads the blocks in which a tensor lies and compares them with the manifest. Raises StorageError."""
+        entry = self.entries[name]
+        path = Path(entry.path)
+        for index in range(entry.offset // BLOCK_BYTES, -(-(entry.offset + entry.bytes) // BLOCK_BYTES)):
+            _check_block(path, self.files[path.name], index)
+
 
 def is_store(path: Path) -> bool:
     """Whether a folder looks like a store; opening it may still find it damaged."""
@@ -218,15 +225,20 @@ def _store_entry(path: Path, name: str, entry: Entry, described: Any) -> StoreEn
 
 
 def _check_blocks(path: Path, wanted: FileSum, progress: Progress, done: int, total: int) -> None:
+    assert wanted.crc32c is not None
+    for index in range(len(wanted.crc32c)):
+        _check_block(path, wanted, index)
+        progress(done + index * BLOCK_BYTES, total, path.name)
+
+
+def _check_block(path: Path, wanted: FileSum, index: int) -> None:
     from hotset._core import crc32c
 
     assert wanted.crc32c is not None
-    for index, expected in enumerate(wanted.crc32c):
-        offset = index * BLOCK_BYTES
-        got = crc32c(read_at(path, offset, min(BLOCK_BYTES, wanted.bytes - offset)))
-        if got != expected:
-            raise StorageError(
-                f"{path}: the block at offset {offset} has checksum {got:08x}, wanted {expected:08x}; the drive or the "
-                "copy is damaged: copy the store again or convert again"
-            )
-        progress(done + offset, total, path.name)
+    offset, expected = index * BLOCK_BYTES, wanted.crc32c[index]
+    got = crc32c(read_at(path, offset, min(BLOCK_BYTES, wanted.bytes - offset)))
+    if got != expected:
+        raise StorageError(
+            f"{path}: the block at offset {offset} has checksum {got:08x}, wanted {expected:08x}; the drive or the "
+            "copy is damaged: copy the store again or convert again"
+        )

@@ -1,0 +1,72 @@
+"""`hotset pack`: a dense store in, one that can be read neuron by neuron out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotset.cli.options import JsonFlag, complete_model
+from hotset.cli.progress import progress_bar
+from hotset.cli.text import human_bytes, note, print_json
+
+if TYPE_CHECKING:
+    from hotset.tools.pack import PackReport
+
+
+def pack(
+    store: Annotated[
+        str,
+        typer.Argument(
+            metavar="STORE", help="A dense store, or a model to convert to one.", autocompletion=complete_model
+        ),
+    ],
+    dest: Annotated[
+        Path | None, typer.Argument(metavar="DEST", help="Folder to make; default: STORE-packed, beside it.")
+    ] = None,
+    fmt: Annotated[str, typer.Option("--format", metavar="q4_0|q8_0", help="Of the neurons' weights.")] = "q4_0",
+    stride: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|BYTES", help="Bytes from one neuron to the next; auto: as direct reads of the drive ask for."
+        ),
+    ] = "auto",
+    order: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|frequency|coactivation",
+            help="How neurons follow each other; auto: by frequency if the store has a profile.",
+        ),
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace what DEST is now.")] = False,
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads for packing; 0: all cores.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Pack a store for reading single neurons. Stopped or interrupted, it goes on from there when run again."""
+    from hotset.tools.pack import pack as tool
+
+    with progress_bar(not json) as progress:
+        report = tool(store, dest, fmt=fmt, stride=stride, order=order, progress=progress, force=force, threads=threads)
+    if json:
+        print_json(asdict(report) | {"dest": str(report.dest), "bytes": report.bytes})
+        return
+    for line in report.notes:
+        note(f"note: {line}")
+    print("\n".join(_describe(report)))
+
+
+def _describe(report: PackReport) -> list[str]:
+    if report.unchanged:
+        return [f"{report.dest} is already this store"]
+    resumed = f", of which {report.resumed_layers} layers were done before" if report.resumed_layers else ""
+    head = f"{report.layers} layers of {report.neurons} neurons, {human_bytes(report.bytes)}"
+    padding = report.stride - report.bundle_bytes
+    errors = ", ".join(f"{role} {error:.2%}" for role, error in report.errors.items())
+    return [
+        f"{head}, in {report.seconds:.1f} s{resumed}",
+        f"  a neuron   {report.fmt}, {report.bundle_bytes} bytes and {padding} of padding; order: {report.order}",
+        f"  error      {errors} against the store's {report.source_format}",
+        str(report.dest),
+    ]
