@@ -235,8 +235,8 @@ class Engine:
     def take_record(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """What was recorded since the last call, for all rows of all steps, and forgets it.
 
-        Active neurons [rows, layers, ceil(ffn / 8)], bit i % 8 of byte i / 8 (of a packed model in store order), and inputs
-        of the FFNs [rows, layers, hidden]; no rows of what is not recorded.
+        Active neurons [rows, layers, ceil(ffn / 8)], bit i % 8 of byte i / 8 (of a packed model in store order), and
+        inputs of the FFNs [rows, layers, hidden]; no rows of what is not recorded.
         """
 
     @property
