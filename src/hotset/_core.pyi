@@ -108,8 +108,8 @@ def decode_vectors(fmt: str, vectors: NDArray[np.uint8], cols: int) -> NDArray[n
 class NeuronFile:
     """Where the bundles of a packed model lie.
 
-    offsets: of neuron 0 of each layer; crc32c: [layers][neurons] of the bytes of each bundle without its padding; biases:
-    [layers][neurons] in store order, or empty.
+    offsets: of neuron 0 of each layer; crc32c: [layers][neurons] of the bytes of each bundle without its padding;
+    biases: [layers][neurons] in store order, or empty.
     """
 
     def __init__(
