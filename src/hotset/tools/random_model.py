@@ -131,7 +131,7 @@ def _put(blocks: NDArray[np.uint8], at: int, values: NDArray[np.float32]) -> Non
 
 def _source(shape: ModelShape, plan: QuantPlan, seed: int) -> tuple[Source, dict[str, Any]]:
     """The model as something to convert, and the metadata of its GGUF."""
-    metadata = _metadata(shape, FORMATS[_format(plan, "ffn")].ggml_type)
+    metadata = gguf_metadata(shape, FORMATS[_format(plan, "ffn")].ggml_type)
     imported = from_gguf(metadata, {"token_embd.weight": (shape.vocab, shape.hidden), "output.weight": (0,)})
     model = resolve(imported.config)
     tensors = tuple(
@@ -182,7 +182,8 @@ def _write_gguf(path: Path, metadata: dict[str, Any], source: Source, progress: 
             writer.write(pieces(tensor))
 
 
-def _metadata(shape: ModelShape, kind: str) -> dict[str, Any]:
+def gguf_metadata(shape: ModelShape, kind: str) -> dict[str, Any]:
+    """Of a GGUF with tensors of type `kind`; the tokenizer has random_vocabulary."""
     tokens, merges = random_vocabulary(shape.vocab)
     end = len(tokens) - 1
     return {
