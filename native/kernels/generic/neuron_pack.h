@@ -22,8 +22,11 @@ HOTSET_INLINE GroupPlace group_place(const uint8_t* vector, size_t group, size_t
   return {block + lane * 2, block + lanes * 2 + lane * 4, lanes * 4};
 }
 
-template <quant::Format f>
+// A template over D, not its format: an instance that ISAs shared could be the wrong one after linking
+// (vec.h).
+template <class D>
 void interleave_neurons(const uint8_t* const* vectors, size_t n, size_t cols, uint8_t* row_block) {
+  constexpr quant::Format f = D::kFormat;
   constexpr size_t code_vectors = f == quant::Format::q8_0 ? 8 : 4, row4 = quant::kRowBlock * 4;
   constexpr size_t scales = 2 * quant::kRowBlock * 2;
   const size_t groups = (cols + quant::kGroup - 1) / quant::kGroup;
