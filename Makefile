@@ -58,7 +58,7 @@ lint: $(VENV)/dev  ## ruff, mypy, clang-format, direction of imports
 	$(BIN)/ruff check $(PY_DIRS)
 	$(BIN)/ruff format --check --quiet $(PY_DIRS)
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/python scripts/check_imports.py
 
 format: $(VENV)/dev  ## rewrite the sources in the house format

@@ -40,7 +40,8 @@ class Gate : public Predictor {
 
 class LowRankMap : public Predictor {
  public:
-  LowRankMap(std::vector<LowRank> layers, Memory memory, bool relu, size_t max_rows, const kernels::Kernels& k)
+  LowRankMap(std::vector<LowRank> layers, Memory memory, bool relu, size_t max_rows,
+             const kernels::Kernels& k)
       : layers_(std::move(layers)), weights_(std::move(memory)), relu_(relu), k_(k) {
     size_t rank = 0;
     for (const LowRank& l : layers_) rank = std::max(rank, l.down.rows);
@@ -87,8 +88,8 @@ std::unique_ptr<Predictor> make_gate(std::vector<Matrix> gates, Memory memory, c
   return std::make_unique<Gate>(std::move(gates), std::move(memory), k);
 }
 
-std::unique_ptr<Predictor> make_low_rank(std::vector<LowRank> layers, Memory memory, bool relu, size_t max_rows,
-                                         const kernels::Kernels& k) {
+std::unique_ptr<Predictor> make_low_rank(std::vector<LowRank> layers, Memory memory, bool relu,
+                                         size_t max_rows, const kernels::Kernels& k) {
   return std::make_unique<LowRankMap>(std::move(layers), std::move(memory), relu, max_rows, k);
 }
 
