@@ -66,13 +66,12 @@ def fit_low_rank(weights: Floats, inputs: Moments, rank: int) -> LowRank:
 
     weights: [rows, cols]; 1 <= rank <= cols.
     With C = S S^T the error of M is |(W - M) S|^2, so M S is the best approximation of W S: its projection onto the
-    leading right singular vectors (Eckart and Young 1936), found as eigenvectors of (W S)^T (W S).
+    leading right singular vectors (Eckart and Young 1936), found as eigenvectors of S^T (W^T W) S.
     """
-    root = np.linalg.cholesky(inputs.covariance)
-    mapped = weights @ root.astype(np.float32)  # [rows, cols]
-    leading = np.linalg.eigh((mapped.T @ mapped).astype(np.float64))[1][:, : -rank - 1 : -1]  # [cols, rank]
-    into = np.linalg.solve(root.T, leading).T.astype(np.float32)
-    out = mapped @ leading.astype(np.float32)
+    root = np.linalg.cholesky(inputs.covariance).astype(np.float32)
+    leading = np.linalg.eigh(root.T @ (weights.T @ weights) @ root)[1][:, : -rank - 1 : -1]  # [cols, rank]
+    into = np.linalg.solve(root.T, leading).T
+    out = weights @ (root @ leading)
     return LowRank(into, out, weights @ inputs.mean - out @ (into @ inputs.mean))
 
 
