@@ -43,7 +43,7 @@ NATIVE_ROOMS = {
     "cache": "base io",
     "sampling": "base quant kernels",
     "model": "base quant kernels io",
-    "predictor": "base quant kernels",
+    "predictor": "base quant kernels model",
     "pipeline": "base quant kernels io cache model predictor",
     "bind": "base quant kernels io cache sampling model predictor pipeline",
 }
