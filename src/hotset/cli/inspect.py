@@ -72,7 +72,8 @@ def _print(info: ModelInfo, tokens: int, memory: dict[str, int]) -> None:
     cfg, weights = info.config, info.weight_bytes
     local = sum(layer.window > 0 for layer in cfg.layers)
     windows = f" ({local} with a sliding window)" if local else ""
-    ffn = f"gated, {cfg.act_gate}" if cfg.gated else f"plain, {cfg.act_up}"
+    up = "" if cfg.act_up == "none" else f" and {cfg.act_up}"
+    ffn = f"gated, {cfg.act_gate}{up}" if cfg.gated else f"plain, {cfg.act_gate}"
     formats = ", ".join(f"{name} {human_bytes(size)}" for name, size in info.bytes_by_format().items())
     needs = ", ".join(f"{human_bytes(weights + size)} with KV in {kv}" for kv, size in memory.items())
     lines = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -29,15 +30,11 @@ class ModelInfo:
     family: str
     config: ModelConfig
     tensors: tuple[TensorInfo, ...]
+    parameters: int  # weights counted once, a tied embedding too
 
     @property
     def weight_bytes(self) -> int:
         return sum(tensor.bytes for tensor in self.tensors)
-
-    @property
-    def parameters(self) -> int:
-        """Weights counted once, a tied embedding too."""
-        return sum(tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) > 1 else 1) for tensor in self.tensors)
 
     def bytes_by_format(self) -> dict[str, int]:
         totals: Counter[str] = Counter()
@@ -58,7 +55,8 @@ def inspect(path: Path, *, ignore_keys: Collection[str] = ()) -> ModelInfo:
         raise UsageError(f"{path} is neither a store nor a Hugging Face folder: it has no config.json")
     config, tensors = {"store": _read_store, "gguf": _read_gguf, "huggingface": _read_huggingface}[kind](path)
     model = resolve(config, ignore_keys=ignore_keys)
-    return ModelInfo(path, kind, model.family, model.config, tuple(tensors))
+    parameters = sum(math.prod(spec.shape) for spec in model.tensors)
+    return ModelInfo(path, kind, model.family, model.config, tuple(tensors), parameters)
 
 
 def _read_store(path: Path) -> tuple[dict[str, Any], list[TensorInfo]]:

@@ -1,0 +1,435 @@
+"""Packing: bundles against the dense weights by the twin, checksums by the book, order, resumption, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden_vectors import FOLDER, load
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from hotset import _core
+from hotset.errors import FormatError, HotsetError, StorageError, UsageError
+from hotset.formats.neurons import NeuronInfo
+from hotset.formats.store import ALIGNMENT, NEURONS, RESIDENT, Store, open_store
+from hotset.models import resolve
+from hotset.quant import NeuronLayout
+from hotset.reference.bundle import decode_bundle
+from hotset.reference.packed import decode
+from hotset.tools import pack_plan
+from hotset.tools.convert import convert
+from hotset.tools.pack import pack
+from hotset.tools.pack_layers import CHUNK_WEIGHTS
+from hotset.tools.pack_order import chained
+
+Rows = NDArray[np.float64]
+DenseStore = Callable[[str, str], Path]
+# Gated and plain; sizes that fill neither blocks nor groups; biases that stay.
+CASES = [("llama", "f32"), ("llama", "q4_1"), ("bamboo", "q8_0"), ("opt", "bf16"), ("arcee", "f16")]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> DenseStore:
+    """The store of a golden vector's checkpoint, made once for each weight format."""
+    root = tmp_path_factory.mktemp("dense")
+
+    def store(name: str, fmt: str) -> Path:
+        if not (root / f"{name}-{fmt}").exists():
+            convert(FOLDER / name, root / f"{name}-{fmt}", quant=fmt)
+        return root / f"{name}-{fmt}"
+
+    return store
+
+
+def neurons_of(store: Store) -> NeuronInfo:
+    assert store.neurons is not None
+    return store.neurons
+
+
+def bundles_of(info: NeuronInfo, layer: int) -> NDArray[np.uint8]:
+    """[ffn, stride], straight from the file."""
+    data = np.fromfile(info.path, np.uint8, info.ffn * info.stride, offset=info.offsets[layer])
+    return data.reshape(info.ffn, info.stride)
+
+
+def vectors_of(store: Store, layer: int) -> dict[str, Rows]:
+    """By role [ffn, hidden], in the model's own order, as the twin decodes the bundles."""
+    info = neurons_of(store)
+    decoded = [decode_bundle(info.layout, bundle) for bundle in bundles_of(info, layer)]
+    back = np.argsort(info.read_order(layer))
+    return {role: np.stack([d[role] for d in decoded])[back] for role in info.layout.roles}
+
+
+def dense_vectors(store: Store, layer: int) -> dict[str, Rows]:
+    """The same of a dense store, by the twin of its layout."""
+    out = {}
+    for spec in resolve(store.config).tensors:
+        if spec.kind == "ffn" and spec.layer == layer:
+            e = store.entries[spec.name]
+            matrix = decode(e.fmt, np.fromfile(e.path, np.uint8, e.bytes, offset=e.offset), e.rows, e.cols)
+            out[spec.role] = matrix.T if spec.role == "down" else matrix
+    return out
+
+
+def plain_rounding_error(rows: Rows, fmt: str) -> float:
+    """Squared error of rounding each group of 32 to steps of its largest weight / 7 or 127."""
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 32))).reshape(len(rows), -1, 32)
+    step = np.float16(np.abs(padded).max(axis=-1, keepdims=True) / (7 if fmt == "q4_0" else 127)).astype(np.float64)
+    rounded = np.round(np.divide(padded, step, out=np.zeros_like(padded), where=step > 0)) * step
+    return float(np.sum((rounded - padded) ** 2))
+
+
+# --- contents ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fmt", ["q4_0", "q8_0"])
+@pytest.mark.parametrize(("name", "source"), CASES)
+def test_bundles_hold_the_dense_weights(name: str, source: str, fmt: str, dense: DenseStore, tmp_path: Path) -> None:
+    folder = dense(name, source)
+    report = pack(folder, tmp_path / "packed", fmt=fmt)
+    before, after = open_store(folder), open_store(tmp_path / "packed")
+    after.verify()
+    errors = dict.fromkeys(report.errors, 0.0)
+    weights = dict.fromkeys(report.errors, 0.0)
+    for layer in range(report.layers):
+        wanted, got = dense_vectors(before, layer), vectors_of(after, layer)
+        assert wanted.keys() == got.keys() == report.errors.keys()
+        for role in got:
+            error = float(np.sum((got[role] - wanted[role]) ** 2))
+            assert error <= plain_rounding_error(wanted[role], fmt) * (1 + 1e-6)
+            errors[role] += error
+            weights[role] += float(np.sum(wanted[role] ** 2))
+    for role, error in report.errors.items():
+        assert error == pytest.approx(np.sqrt(errors[role] / weights[role]), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("fmt", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("cols", [1, 31, 32, 33, 72, 512, 513, 1100])
+def test_twin_and_core_read_a_vector_alike(fmt: str, cols: int) -> None:
+    layout = NeuronLayout(fmt, cols, gated=True)
+    assert layout.vector_bytes == _core.vector_bytes(fmt, cols)
+    weights = np.random.default_rng(cols).standard_normal((3, cols)).astype(np.float32)
+    vectors = np.zeros((3, layout.vector_bytes), np.uint8)
+    _core.encode_vectors(fmt, weights, vectors)
+    decoded = decode_bundle(layout, vectors.reshape(-1))
+    twin = np.stack([decoded[role] for role in layout.roles])
+    np.testing.assert_array_equal(twin.astype(np.float32), _core.decode_vectors(fmt, vectors, cols))
+
+
+def crc32c(data: bytes) -> int:
+    """Bit by bit, polynomial 0x1EDC6F41 reflected (RFC 3720)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def test_every_bundle_has_its_checksum_and_zero_padding(dense: DenseStore, tmp_path: Path) -> None:
+    pack(dense("bamboo", "q8_0"), tmp_path / "packed", stride=1024)
+    info = neurons_of(open_store(tmp_path / "packed"))
+    used = info.layout.bytes
+    assert used == 3 * 2 * 18 < info.stride == 1024
+    for layer in range(info.layers):
+        bundles, sums = bundles_of(info, layer), info.read_crc32c(layer)
+        assert not bundles[:, used:].any()
+        for k in (0, 1, info.ffn - 1):
+            assert crc32c(bundles[k, :used].tobytes()) == sums[k]
+
+
+def test_any_safetensors_reader_opens_it(dense: DenseStore, tmp_path: Path) -> None:
+    pack(dense("llama", "f32"), tmp_path / "packed")
+    info = neurons_of(open_store(tmp_path / "packed"))
+    with safe_open(tmp_path / "packed" / NEURONS, "numpy") as file:
+        assert set(file.keys()) == {
+            f"hotset.layers.{i}.{part}" for i in range(2) for part in ("neurons", "order", "crc32c")
+        }
+        for layer in range(2):
+            data = file.get_tensor(f"hotset.layers.{layer}.neurons")
+            assert data.nbytes % ALIGNMENT == info.offsets[layer] % ALIGNMENT == 0
+            np.testing.assert_array_equal(data[: info.ffn * info.stride], bundles_of(info, layer).reshape(-1))
+            order = file.get_tensor(f"hotset.layers.{layer}.order")[: 4 * info.ffn].view("<i4")
+            np.testing.assert_array_equal(order, np.arange(info.ffn))
+
+
+def test_what_the_store_says_of_its_neurons(dense: DenseStore, tmp_path: Path) -> None:
+    folder = dense("opt", "bf16")
+    assert open_store(folder).neurons is None
+    report = pack(folder, tmp_path / "packed", fmt="q8_0")
+    store = open_store(tmp_path / "packed")
+    info, config = neurons_of(store), load("opt").model.config
+    assert (info.hidden, info.ffn, info.layers) == (config.hidden, config.ffn, len(config.layers))
+    assert (info.fmt, info.gated, info.order, info.stride) == ("q8_0", False, "none", report.stride)
+    assert info.stride % pack_plan.direct_alignment(tmp_path / "packed") == 0
+    assert 0 <= info.stride - report.bundle_bytes < pack_plan.direct_alignment(tmp_path / "packed")
+    assert store.info["quant"]["ffn"] == "q8_0"
+    # Biases are no part of a neuron's bundle, and the model is still the same.
+    assert {"model.decoder.layers.0.fc1.bias", "model.decoder.layers.0.fc2.bias"} < store.entries.keys()
+    assert resolve(store.config) == resolve(open_store(folder).config)
+
+
+def test_other_files_are_those_of_the_dense_store(dense: DenseStore, tmp_path: Path) -> None:
+    folder = dense("llama", "f32")
+    pack(folder, tmp_path / "packed")
+    before, after = open_store(folder), open_store(tmp_path / "packed")
+    assert before.files.keys() == after.files.keys()
+    same = (tmp_path / "packed" / RESIDENT).stat()
+    assert (same.st_ino, same.st_nlink >= 2) == ((folder / RESIDENT).stat().st_ino, True)
+    assert after.config | {"hotset": before.info} == before.config
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM])
+def test_resident_weights_are_copied_where_they_cannot_be_linked(
+    code: int, dense: DenseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = dense("llama", "f32")
+    pack(folder, tmp_path / "packed")
+    assert (tmp_path / "packed" / RESIDENT).stat().st_nlink == 1
+    assert (tmp_path / "packed" / RESIDENT).read_bytes() == (folder / RESIDENT).read_bytes()
+    open_store(tmp_path / "packed").verify()
+
+
+# --- order ------------------------------------------------------------------------------------------
+
+
+def with_profile(folder: Path, tensors: dict[str, NDArray[Any]], tmp_path: Path) -> Path:
+    """A link farm of a store, with a profile."""
+    copy = tmp_path / "profiled"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).hardlink_to(path)
+    save_file(tensors, copy / "profile.safetensors")
+    return copy
+
+
+def test_most_frequent_first(dense: DenseStore, tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).integers(0, 30, (2, 100))  # with ties
+    folder = with_profile(dense("llama", "f32"), {"counts.1": counts, "tokens": np.array([50])}, tmp_path)
+    report = pack(folder, tmp_path / "packed")
+    assert report.order == "frequency"
+    plain = pack(folder, tmp_path / "plain", order="none")
+    packed, unordered = open_store(report.dest), open_store(plain.dest)
+    for layer in range(2):
+        order = neurons_of(packed).read_order(layer)
+        assert sorted(range(100), key=lambda k: (-counts[layer, k], k)) == order.tolist()
+        bundles = bundles_of(neurons_of(unordered), layer)
+        np.testing.assert_array_equal(bundles_of(neurons_of(packed), layer), bundles[order])
+    assert (report.dest / "profile.safetensors").read_bytes() == (folder / "profile.safetensors").read_bytes()
+
+
+def test_neurons_active_together_lie_together_if_they_are_as_frequent() -> None:
+    pairs = (np.arange(64) ^ 1)[:, None]  # 2i and 2i + 1 are always active together
+    order = np.array([0, 2, 1, 3, *range(4, 64)], np.int32)
+    assert chained(order, pairs).tolist() == list(range(64))
+    apart = np.array([*range(0, 64, 2), *range(1, 64, 2)], np.int32)  # no band of four holds a pair
+    assert chained(apart, pairs).tolist() == apart.tolist()
+
+
+def test_coactivation_orders_within_bands_of_frequency(dense: DenseStore, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    counts = random.integers(0, 1000, (2, 100))
+    neighbours = np.stack([np.argsort(random.random((100, 100)), axis=1)[:, :8] for _ in range(2)]).astype(np.int32)
+    tensors = {"counts.1": counts, "neighbours": neighbours}
+    report = pack(with_profile(dense("llama", "f32"), tensors, tmp_path), tmp_path / "packed", order="coactivation")
+    info = neurons_of(open_store(report.dest))
+    for layer in range(2):
+        frequent = np.argsort(-counts[layer], kind="stable")
+        for got, band in zip(np.array_split(info.read_order(layer), 16), np.array_split(frequent, 16), strict=True):
+            assert set(got.tolist()) == set(band.tolist())
+
+
+# --- stops and repetition ---------------------------------------------------------------------------
+
+
+def test_a_stopped_run_goes_on_and_ends_alike(dense: DenseStore, tmp_path: Path) -> None:
+    folder = dense("llama", "f32")
+
+    def stop(done: int, total: int, what: str, /) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pack(folder, tmp_path / "packed", progress=stop)
+    assert "goes on from there" in caught.value.__notes__[0]
+    assert not (tmp_path / "packed").exists()
+    report = pack(folder, tmp_path / "packed")
+    assert (report.resumed_layers, report.layers) == (1, 2)
+    whole = pack(folder, tmp_path / "whole")
+    assert whole.resumed_layers == 0
+    assert report.errors == whole.errors
+    for path in whole.dest.iterdir():
+        assert (report.dest / path.name).read_bytes() == path.read_bytes()
+    assert not list(tmp_path.glob("*partial*"))
+
+
+def test_the_same_again_is_done_already_and_anything_else_is_refused(dense: DenseStore, tmp_path: Path) -> None:
+    folder = dense("llama", "f32")
+    pack(folder, tmp_path / "packed")
+    assert pack(folder, tmp_path / "packed").unchanged
+    with pytest.raises(UsageError, match=r"other contents or options.*--force"):
+        pack(folder, tmp_path / "packed", fmt="q8_0")
+    assert neurons_of(open_store(pack(folder, tmp_path / "packed", fmt="q8_0", force=True).dest)).fmt == "q8_0"
+    (tmp_path / "text").write_text("mine")
+    with pytest.raises(UsageError, match="is not a store"):
+        pack(folder, tmp_path / "text")
+    assert pack(folder).dest == folder.with_name(f"{folder.name}-packed")
+
+
+def test_a_store_can_be_replaced_by_itself_packed(dense: DenseStore, tmp_path: Path) -> None:
+    folder = with_profile(dense("llama", "f32"), {"counts.1": np.zeros((2, 100), np.int64)}, tmp_path)
+    with pytest.raises(UsageError, match="--force"):
+        pack(folder, folder)
+    pack(folder, folder, force=True)
+    open_store(folder).verify()
+    assert neurons_of(open_store(folder)).ffn == 100
+    with pytest.raises(UsageError, match="packed already"):
+        pack(folder, tmp_path / "twice")
+
+
+def test_pieces_and_threads_change_nothing(dense: DenseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = dense("bamboo", "q8_0")
+    one = pack(folder, tmp_path / "one", threads=1)
+    monkeypatch.setattr("hotset.tools.pack_layers.CHUNK_WEIGHTS", 64 * 64)  # 160 neurons in three pieces
+    assert CHUNK_WEIGHTS > 160 * 64
+    many = pack(folder, tmp_path / "many", threads=5)
+    assert (one.dest / NEURONS).read_bytes() == (many.dest / NEURONS).read_bytes()
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fmt": "q4_1"}, "'q4_1'; there are q4_0, q8_0"),
+        ({"order": "hot"}, "unknown order 'hot'; there are auto, none, frequency, coactivation"),
+        ({"order": "frequency"}, "order frequency needs .*profile.safetensors; make it with `hotset profile"),
+        ({"stride": "wide"}, "stride is 'wide'; wanted auto or bytes, such as"),
+        ({"stride": 100}, "stride is 100 bytes; a neuron has 162"),
+        ({"stride": 4097}, "direct reads on this drive ask for multiples of"),
+        ({"stride": "1073741824"}, "up to 16777216"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str, dense: DenseStore, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        pack(dense("llama", "f32"), tmp_path / "packed", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "order", "message"),
+    [
+        ({"counts.2": np.zeros((2, 100), np.int64)}, "frequency", "no tensor 'counts.1'"),
+        ({"counts.1": np.zeros((3, 100), np.int64)}, "frequency", r"I64 \[3, 100\], wanted whole numbers \[2, 100\]"),
+        ({"counts.1": np.zeros((2, 100), np.float32)}, "frequency", "F32"),
+        ({"counts.1": np.full((2, 100), -1)}, "frequency", "holds -1, which is no count"),
+        ({"counts.1": np.zeros((2, 100), np.int64)}, "coactivation", "no tensor 'neighbours'"),
+        (
+            {"counts.1": np.zeros((2, 100), np.int64), "neighbours": np.full((2, 100, 3), 100)},
+            "coactivation",
+            "beyond the 100",
+        ),
+    ],
+)
+def test_profiles_that_do_not_fit(
+    tensors: dict[str, NDArray[Any]], order: str, message: str, dense: DenseStore, tmp_path: Path
+) -> None:
+    folder = with_profile(dense("llama", "f32"), tensors, tmp_path)
+    with pytest.raises(HotsetError, match=message):
+        pack(folder, tmp_path / "packed", order=order)
+    assert not (tmp_path / "packed").exists()
+
+
+def test_damaged_weights_are_not_packed(tmp_path: Path) -> None:
+    convert(FOLDER / "llama", tmp_path / "dense", quant="q8_0")
+    entry = open_store(tmp_path / "dense").entries["model.layers.1.mlp.down_proj.weight"]
+    with (tmp_path / "dense" / NEURONS).open("r+b") as file:
+        file.seek(entry.offset + entry.bytes // 2)
+        file.write(b"\xff")
+    with pytest.raises(StorageError, match="checksum"):
+        pack(tmp_path / "dense", tmp_path / "packed")
+
+
+def test_a_full_disk_leaves_nothing(dense: DenseStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match="is full"):
+        pack(dense("llama", "f32"), tmp_path / "packed")
+    assert not list(tmp_path.iterdir())
+
+
+NEURON_KEYS = {"format": "q4_0", "gated": True, "hidden": 72, "stride": 512, "order": "none"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "must have exactly"),
+        ({**NEURON_KEYS, "more": 1}, "must have exactly"),
+        ({**NEURON_KEYS, "format": "q4_1"}, "cannot be"),
+        ({**NEURON_KEYS, "format": ["q4_0"]}, "cannot be"),
+        ({**NEURON_KEYS, "gated": 1}, "cannot be"),
+        ({**NEURON_KEYS, "hidden": 2**40}, "cannot be"),
+        ({**NEURON_KEYS, "hidden": -72}, "cannot be"),
+        ({**NEURON_KEYS, "stride": 1024}, r"wanted the same \[neurons, 1024\]"),
+        ({**NEURON_KEYS, "hidden": 720}, "does not hold a bundle of"),
+    ],
+)
+def test_configs_that_contradict_the_bundles(change: Any, message: str, dense: DenseStore, tmp_path: Path) -> None:
+    pack(dense("llama", "f32"), tmp_path / "packed", stride=512)
+    path = tmp_path / "packed" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["hotset"]["neurons"] == NEURON_KEYS
+    config["hotset"]["neurons"] = change
+    path.write_text(json.dumps(config))
+    with pytest.raises(FormatError, match=message):
+        open_store(tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"layers.1.order", b"layers.2.order", "does not belong to a whole set"),
+        (b'"format":"i32"', b'"format":"u32"', "does not belong to a whole set"),
+        (b'"shape":[100,512]', b'"shape":[512,100]', "wanted the same"),
+        (b'"format":"neurons"', b'"format":"neurone"', "is not one of"),
+    ],
+)
+def test_headers_that_contradict_themselves(
+    old: bytes, new: bytes, message: str, dense: DenseStore, tmp_path: Path
+) -> None:
+    pack(dense("llama", "f32"), tmp_path / "packed", stride=512)
+    path = tmp_path / "packed" / NEURONS
+    data = path.read_bytes()
+    escaped = [text.replace(b'"', b'\\"') for text in (old, new)]
+    assert data.count(escaped[0])
+    path.write_bytes(data.replace(escaped[0], escaped[1]))
+    with pytest.raises(FormatError, match=message):
+        open_store(tmp_path / "packed")
+
+
+def test_an_order_that_names_a_neuron_twice_is_found_when_it_is_read(dense: DenseStore, tmp_path: Path) -> None:
+    pack(dense("llama", "f32"), tmp_path / "packed")
+    entry = open_store(tmp_path / "packed").entries["hotset.layers.1.order"]
+    with (tmp_path / "packed" / NEURONS).open("r+b") as file:
+        file.seek(entry.offset)
+        file.write((5).to_bytes(4, "little"))
+    info = neurons_of(open_store(tmp_path / "packed"))
+    assert info.read_order(0)[0] == 0
+    with pytest.raises(FormatError, match="order of layer 1 does not name each of its 100 neurons once"):
+        info.read_order(1)
