@@ -184,6 +184,11 @@ class LLM:
         return self._running().context
 
     @property
+    def max_step_tokens(self) -> int:
+        """Most tokens that one step of `core` takes."""
+        return self._running().max_step_tokens
+
+    @property
     def threads(self) -> int:
         return self._native().threads
 
