@@ -23,7 +23,7 @@ from hotset.tools.sparse_model import sparse_model
 from hotset.tools.sparse_model_attention import SHARPNESS, distance_weights
 from hotset.tools.sparse_model_math import away_from, scale_for_correlation
 from hotset.tools.sparse_model_report import WorkloadReport
-from hotset.tools.sparse_model_workload import HARD, PUBLISHED
+from hotset.tools.sparse_model_workload import HARD, PUBLISHED, Workload
 
 SHAPE = ModelShape(hidden=256, ffn=896, layers=4, heads=4, kv_heads=2, vocab=1000, context=1024)
 TOKENS = 384
@@ -134,7 +134,7 @@ def test_too_few_tokens_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workload", [PUBLISHED, HARD])
 @pytest.mark.parametrize("layers", [1, 2, 3, 8, 32])
-def test_zeros_of_layers_keep_their_mean(workload: type(PUBLISHED), layers: int) -> None:  # type: ignore[valid-type]
+def test_zeros_of_layers_keep_their_mean(workload: Workload, layers: int) -> None:
     zeros = workload.zeros_by_layer(layers)
     assert zeros.shape == (layers,)
     assert zeros.mean() == pytest.approx(workload.zeros)
