@@ -229,3 +229,25 @@ def test_an_unknown_decoder_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ModelError, match="WordPiece"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.full
+@settings(deadline=None, max_examples=3000)
+@given(name=st.sampled_from(SPM), text=st.text(st.characters(exclude_categories=("Cs",)), max_size=120))
+def test_random_text_gives_the_ids_of_sentencepiece(
+    tmp_path_factory: pytest.TempPathFactory, name: str, text: str
+) -> None:
+    import sentencepiece
+
+    folder = tmp_path_factory.getbasetemp() / name
+    if not folder.is_dir():
+        folder.mkdir()
+        spm_folder(folder, name)
+    if name not in _LIVE:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        _LIVE[name] = (Tokenizer.load(folder), model)
+    ours, theirs = _LIVE[name]
+    assert ours.encode(text) == theirs.encode(text)
+
+
+_LIVE: dict[str, tuple[Tokenizer, Any]] = {}

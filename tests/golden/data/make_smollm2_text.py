@@ -3,7 +3,7 @@
     python make_smollm2_text.py SmolLM2-135M-Instruct.Q4_1.gguf     needs torch, transformers, accelerate, gguf
 
 Each text ends before the first token whose lead over the second is less than LEAST_LEAD: activations in int8 move
-logits by up to about 0.2, so from there on another kernel may rightly say something else.
+logits by 0.2 as a rule and rarely by 1, so from there on another kernel may rightly say something else.
 """
 
 import json
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parent / "smollm2_text.json"
-LEAST_LEAD = 0.4  # in logits
+LEAST_LEAD = 0.8  # in logits
 MOST_TOKENS = 40
 END = 2  # <|im_end|>
 PROMPTS = [
     "1 2 3 4 5 6",
     '#include <stdio.h>\n\nint main() {\n    printf("Hello, World',
     "We hold these truths to be self-evident, that all men",
+    "It is what it",
     "It was the best of times, it was the",
     "def add(a, b):\n    return",
 ]
