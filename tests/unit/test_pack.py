@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import pytest
 from golden_vectors import FOLDER, load
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from hotset import _core
 from hotset.errors import FormatError, HotsetError, StorageError, UsageError
 from hotset.formats.neurons import NeuronInfo
+from hotset.formats.profile import Profile, fingerprint, write_profile
 from hotset.formats.store import ALIGNMENT, NEURONS, RESIDENT, Store, open_store
 from hotset.models import resolve
 from hotset.quant import NeuronLayout
@@ -205,19 +206,42 @@ def test_resident_weights_are_copied_where_they_cannot_be_linked(
 # --- order ------------------------------------------------------------------------------------------
 
 
-def with_profile(folder: Path, tensors: dict[str, NDArray[Any]], tmp_path: Path) -> Path:
-    """A link farm of a store, with a profile."""
+def profile_of(store: Store, counts: NDArray[np.int64], **changes: Any) -> Profile:
+    """A profile with these counts [layers, ffn] of 5000 tokens, in which nothing else happened."""
+    layers, ffn = counts.shape
+    none = np.zeros_like(counts)
+    itself = np.arange(ffn, dtype=np.int32)[None, :, None].repeat(layers, axis=0)
+    profile = Profile(
+        model=fingerprint(store),
+        tokens=5000,
+        text="",
+        hotset="0",
+        counts=(counts, *[none] * 7),
+        independent=(none,) * 8,
+        steps=np.full((2, 8), 5000),
+        reused=np.zeros((layers, 3), np.int64),
+        reusable=np.zeros((layers, 3), np.int64),
+        neighbours=itself,
+        nearness=np.zeros((layers, ffn, 1), np.float32),
+        trace=np.zeros((0, layers, -(-ffn // 8)), np.uint8),
+    )
+    return replace(profile, **changes)
+
+
+def with_profile(folder: Path, profile: Profile, tmp_path: Path) -> Path:
+    """The store again, of hard links, with a profile."""
     copy = tmp_path / "profiled"
     copy.mkdir()
     for path in folder.iterdir():
         (copy / path.name).hardlink_to(path)
-    save_file(tensors, copy / "profile.safetensors")
+    write_profile(profile, copy / "profile.safetensors")
     return copy
 
 
 def test_most_frequent_first(dense: DenseStore, tmp_path: Path) -> None:
     counts = np.random.default_rng(0).integers(0, 30, (2, 100))  # with ties
-    folder = with_profile(dense("llama", "f32"), {"counts.1": counts, "tokens": np.array([50])}, tmp_path)
+    source = dense("llama", "f32")
+    folder = with_profile(source, profile_of(open_store(source), counts), tmp_path)
     report = pack(folder, tmp_path / "packed")
     assert report.order == "frequency"
     plain = pack(folder, tmp_path / "plain", order="none")
@@ -242,8 +266,10 @@ def test_coactivation_orders_within_bands_of_frequency(dense: DenseStore, tmp_pa
     random = np.random.default_rng(3)
     counts = random.integers(0, 1000, (2, 100))
     neighbours = np.stack([np.argsort(random.random((100, 100)), axis=1)[:, :8] for _ in range(2)]).astype(np.int32)
-    tensors = {"counts.1": counts, "neighbours": neighbours}
-    report = pack(with_profile(dense("llama", "f32"), tensors, tmp_path), tmp_path / "packed", order="coactivation")
+    source = dense("llama", "f32")
+    near = {"neighbours": neighbours, "nearness": np.zeros(neighbours.shape, np.float32)}
+    folder = with_profile(source, profile_of(open_store(source), counts, **near), tmp_path)
+    report = pack(folder, tmp_path / "packed", order="coactivation")
     info = neurons_of(open_store(report.dest))
     for layer in range(2):
         frequent = np.argsort(-counts[layer], kind="stable")
@@ -289,7 +315,8 @@ def test_the_same_again_is_done_already_and_anything_else_is_refused(dense: Dens
 
 
 def test_a_store_can_be_replaced_by_itself_packed(dense: DenseStore, tmp_path: Path) -> None:
-    folder = with_profile(dense("llama", "f32"), {"counts.1": np.zeros((2, 100), np.int64)}, tmp_path)
+    source = dense("llama", "f32")
+    folder = with_profile(source, profile_of(open_store(source), np.zeros((2, 100), np.int64)), tmp_path)
     with pytest.raises(UsageError, match="--force"):
         pack(folder, folder)
     pack(folder, folder, force=True)
@@ -330,27 +357,22 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str, dense: De
 
 
 @pytest.mark.parametrize(
-    ("tensors", "order", "message"),
+    ("shape", "changes", "message"),
     [
-        ({"counts.2": np.zeros((2, 100), np.int64)}, "frequency", "no tensor 'counts.1'"),
-        ({"counts.1": np.zeros((3, 100), np.int64)}, "frequency", r"I64 \[3, 100\], wanted whole numbers \[2, 100\]"),
-        ({"counts.1": np.zeros((2, 100), np.float32)}, "frequency", "F32"),
-        ({"counts.1": np.full((2, 100), -1)}, "frequency", "holds -1, which is no count"),
-        ({"counts.1": np.zeros((2, 100), np.int64)}, "coactivation", "no tensor 'neighbours'"),
-        (
-            {"counts.1": np.zeros((2, 100), np.int64), "neighbours": np.full((2, 100, 3), 100)},
-            "coactivation",
-            "beyond the 100",
-        ),
+        ((3, 100), {}, "counts 3 layers of 100 neurons; the store has 2 of 100"),
+        ((2, 96), {}, "counts 2 layers of 96 neurons; the store has 2 of 100"),
+        ((2, 100), {"model": "another"}, "profile of another model"),
+        ((2, 100), {"tokens": 50, "steps": np.full((2, 8), 50)}, "comes from 50 tokens"),
     ],
 )
-def test_profiles_that_do_not_fit(
-    tensors: dict[str, NDArray[Any]], order: str, message: str, dense: DenseStore, tmp_path: Path
+def test_profiles_that_do_not_serve(
+    shape: tuple[int, int], changes: dict[str, Any], message: str, dense: DenseStore, tmp_path: Path
 ) -> None:
-    folder = with_profile(dense("llama", "f32"), tensors, tmp_path)
+    source = dense("llama", "f32")
+    profile = profile_of(open_store(source), np.zeros(shape, np.int64), **changes)
     with pytest.raises(HotsetError, match=message):
-        pack(folder, tmp_path / "packed", order=order)
-    assert not (tmp_path / "packed").exists()
+        pack(with_profile(source, profile, tmp_path), tmp_path / "packed")
+    assert not list(tmp_path.glob("packed*"))
 
 
 def test_damaged_weights_are_not_packed(tmp_path: Path) -> None:

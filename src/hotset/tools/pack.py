@@ -14,13 +14,14 @@ import numpy as np
 from hotset.errors import UsageError
 from hotset.formats.files import Json, read_whole, storage_error
 from hotset.formats.neurons import tensor_name
+from hotset.formats.profile import PROFILE_FILE
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import CONFIG, RESIDENT, WEIGHT_FILES, Store, is_store, open_store
 from hotset.formats.store_writer import StoreWriter, TakenFile
 from hotset.models import Model
 from hotset.tools.convert_encode import ErrorSums
 from hotset.tools.pack_layers import checksums, make_bundles
-from hotset.tools.pack_order import PROFILE, Order, neuron_orders
+from hotset.tools.pack_order import Order, neuron_orders
 from hotset.tools.pack_plan import AUTO, PackPlan, plan_pack
 from hotset.tools.resolve import resolve_model
 
@@ -119,7 +120,7 @@ def _already_there(dest: Path, section: Json) -> bool:
 
 def _write(plan: PackPlan, dest: Path, progress: Progress, force: bool, threads: int) -> tuple[dict[str, Json], int]:
     """Writes everything; returns the notes on each tensor and how many layers an earlier run had done."""
-    orders = neuron_orders(plan.order, plan.source.path, plan.layers, plan.model.config.ffn)
+    orders = neuron_orders(plan.order, plan.source, plan.layers, plan.model.config.ffn)
     resident = TakenFile(plan.source.path / RESIDENT, plan.source.files[RESIDENT])
     key = json.dumps(plan.section, sort_keys=True)
     with StoreWriter(dest, list(plan.tensors()), key, {RESIDENT: resident}) as writer:
@@ -174,10 +175,10 @@ def _errors(roles: tuple[str, ...], notes: Mapping[str, Json]) -> dict[str, floa
 def _take_profile(source: Store, folder: Path) -> None:
     """The profile counts neurons by the model's own indices, so it holds for any order."""
     try:
-        if (source.path / PROFILE).is_file():
-            shutil.copyfile(source.path / PROFILE, folder / PROFILE)
+        if (source.path / PROFILE_FILE).is_file():
+            shutil.copyfile(source.path / PROFILE_FILE, folder / PROFILE_FILE)
     except OSError as error:
-        raise storage_error(folder / PROFILE, "cannot be written", error) from None
+        raise storage_error(folder / PROFILE_FILE, "cannot be written", error) from None
 
 
 def _files(plan: PackPlan) -> dict[str, bytes]:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import FormatError, UsageError
-from hotset.formats.files import quoted, read_at
 from hotset.formats.neurons import ORDERS
-from hotset.formats.safetensors import read_header
+from hotset.formats.profile import PROFILE_FILE, load_profile
+from hotset.formats.store import Store
 
-PROFILE = "profile.safetensors"
-COUNTS, NEIGHBOURS = "counts.1", "neighbours"
 BANDS = 16  # of falling frequency, inside which neighbours may change places
-_DTYPES = {"I64": "<i8", "I32": "<i4"}
 Order = NDArray[np.int32]
 
 
@@ -24,35 +20,33 @@ def check_order(kind: str, folder: Path) -> None:
     """Raises UsageError if there is no such order, or no profile where it needs one."""
     if kind not in ORDERS:
         raise UsageError(f"unknown order {kind[:40]!r}; there are auto, {', '.join(ORDERS)}")
-    if kind != "none" and not (folder / PROFILE).is_file():
+    if kind != "none" and not (folder / PROFILE_FILE).is_file():
         raise UsageError(
-            f"order {kind} needs {folder / PROFILE}; make it with `hotset profile {folder}`, or use --order none"
+            f"order {kind} needs {folder / PROFILE_FILE}; make it with `hotset profile {folder}`, or use --order none"
         )
 
 
-def neuron_orders(kind: str, folder: Path, layers: int, ffn: int) -> list[Order]:
+def neuron_orders(kind: str, store: Store, layers: int, ffn: int) -> list[Order]:
     """For each layer the model's own indices of the neurons [ffn] in the order in which to store them.
 
     Args:
-        kind: "none" (as in the model), "frequency" (most often active first, by the profile's counts.1, ties by index)
+        kind: "none" (as in the model), "frequency" (those active in most tokens of the profile first, ties by index)
             or "coactivation" (the same, but neurons of like frequency beside those they are active together with).
-        folder: the store, with profile.safetensors where the order needs it.
-    Raises: UsageError (see check_order; a profile without what the order needs), FormatError.
+        store: with a profile where the order needs one.
+    Raises: UsageError, InputError, FormatError (no profile, or one that does not serve).
     """
-    check_order(kind, folder)
     if kind == "none":
         return [np.arange(ffn, dtype=np.int32)] * layers
-    path = folder / PROFILE
-    counts = _read(path, COUNTS, (layers, ffn))
-    if counts.min() < 0:
-        raise FormatError(f"{path}: {COUNTS} holds {counts.min()}, which is no count; profile the model again")
-    by_frequency = [np.argsort(-row, kind="stable").astype(np.int32) for row in counts]
+    profile = load_profile(store)
+    if (profile.layers, profile.ffn) != (layers, ffn):
+        raise FormatError(
+            f"{store.path / PROFILE_FILE} counts {profile.layers} layers of {profile.ffn} neurons; the store has "
+            f"{layers} of {ffn}: profile it again"
+        )
+    by_frequency = [np.argsort(-counts, kind="stable").astype(np.int32) for counts in profile.counts[0]]
     if kind == "frequency":
         return by_frequency
-    neighbours = _read(path, NEIGHBOURS, (layers, ffn, None))
-    if neighbours.size and not (neighbours.min() >= 0 and neighbours.max() < ffn):
-        raise FormatError(f"{path}: {NEIGHBOURS} names neurons beyond the {ffn} of a layer; profile the model again")
-    return [chained(order, near) for order, near in zip(by_frequency, neighbours, strict=True)]
+    return [chained(order, near) for order, near in zip(by_frequency, profile.neighbours, strict=True)]
 
 
 def chained(order: Order, neighbours: NDArray[np.integer]) -> Order:
@@ -74,18 +68,3 @@ def _chain(band: Order, neighbours: NDArray[np.integer]) -> Order:
         chain.append(next(near, next(iter(left))))
         del left[chain[-1]]
     return np.array(chain, np.int32)
-
-
-def _read(path: Path, name: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """A tensor of the profile. Raises UsageError if it is not there, FormatError if its shape is another model's."""
-    entry = read_header(path).entries.get(name)
-    if entry is None:
-        raise UsageError(f"{path} has no tensor {quoted(name)}, which this order needs; profile the model again")
-    fits = len(entry.shape) == len(shape) and all(n in (None, m) for n, m in zip(shape, entry.shape, strict=True))
-    if entry.dtype not in _DTYPES or not fits:
-        wanted = ["k" if n is None else n for n in shape]
-        raise FormatError(
-            f"{path}: {quoted(name)} is {entry.dtype} {list(entry.shape)}, wanted whole numbers {wanted}; it is the "
-            "profile of another model: profile this one"
-        )
-    return np.frombuffer(read_at(path, entry.offset, entry.bytes), _DTYPES[entry.dtype]).reshape(entry.shape)

@@ -12,12 +12,13 @@ from hotset import _core
 from hotset.errors import FormatError, UsageError
 from hotset.formats.files import Json, quoted, read_whole, storage_error
 from hotset.formats.neurons import BUNDLES, ORDER, SUMS, tensor_name
+from hotset.formats.profile import PROFILE_FILE
 from hotset.formats.store import MANIFEST, NEURONS, Store, open_store
 from hotset.formats.store_file import StoreTensor
 from hotset.models import Model, resolve
 from hotset.quant import NeuronLayout, neuron_format
 from hotset.tools.pack_layers import Layer
-from hotset.tools.pack_order import PROFILE, check_order
+from hotset.tools.pack_order import check_order
 
 AUTO = "auto"
 SAFE_ALIGNMENT = 4096  # no drive asks for more; taken where the file system does not say
@@ -41,7 +42,7 @@ class PackPlan:
     @property
     def section(self) -> Json:
         """What config.json's section `hotset` gets."""
-        profile = self.source.path / PROFILE
+        profile = self.source.path / PROFILE_FILE
         return {
             "neurons": {
                 "format": self.layout.fmt,
@@ -78,7 +79,7 @@ def plan_pack(folder: Path, dest: Path, fmt: str, stride: str | int, order: str)
     _check_tensors(source, model)
     layout = NeuronLayout(neuron_format(fmt), model.config.hidden, model.config.gated)
     if order == AUTO:
-        order = "frequency" if (folder / PROFILE).is_file() else "none"
+        order = "frequency" if (folder / PROFILE_FILE).is_file() else "none"
     check_order(order, folder)
     return PackPlan(source, model, layout, _stride(stride, layout, dest), order)
 
