@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, pull, run
+from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, profile, pull, run
 from hotset.cli.text import note
 from hotset.errors import HotsetError
 
@@ -48,7 +48,17 @@ def _ended_from_outside(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-COMMANDS = (run.run, chat.chat, convert.convert, pack.pack, pull.pull, inspect.inspect, bench.bench, doctor.doctor)
+COMMANDS = (
+    run.run,
+    chat.chat,
+    convert.convert,
+    pack.pack,
+    pull.pull,
+    profile.profile,
+    inspect.inspect,
+    bench.bench,
+    doctor.doctor,
+)
 for command in COMMANDS:
     app.command()(_ended_from_outside(command))
 evaluate_app = typer.Typer(help="Measure the quality of a model.", rich_markup_mode=None)

@@ -65,7 +65,8 @@ class Profile:
 
     def zeros(self) -> NDArray[np.float64]:
         """[L]: share of neurons that a token leaves at zero, mean over tokens."""
-        return 1.0 - self.rates(1).mean(axis=1)
+        zeros: NDArray[np.float64] = 1.0 - self.rates(1).mean(axis=1)
+        return zeros
 
     def reuse(self) -> NDArray[np.float64]:
         """[L, 3]: share of a token's active neurons that were active in the 1, 5, 20 tokens before it, too."""

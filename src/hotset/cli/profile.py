@@ -1,0 +1,71 @@
+"""`hotset profile`: what a model's neurons do on some text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotset.cli.options import EngineFlags, JsonFlag, ModelArgument, takes
+from hotset.cli.progress import progress_bar
+from hotset.cli.text import note, print_json
+
+if TYPE_CHECKING:
+    from hotset.formats.profile import Profile
+
+
+@takes(engine=EngineFlags)
+def profile(
+    model: ModelArgument,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE", help="Plain text, or .jsonl with a key 'text'; may be repeated."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Count at most so many.")] = 32768,
+    window: Annotated[int, typer.Option("--window", min=33, help="Tokens run from an empty context at once.")] = 512,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; default: profile.safetensors in the store.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: .svg, .png or .pdf; needs hotset[plot].")
+    ] = None,
+    replay: Annotated[bool, typer.Option(help="Replay cache policies on the recorded trace.")] = True,
+    json: JsonFlag = False,
+    *,
+    engine: EngineFlags,
+) -> None:
+    """Count which neurons are active. Stopped, it goes on when run again; without --text it shows what is there."""
+    from hotset.tools import profile_plot, profile_report
+
+    if plot is not None:
+        profile_plot.check(plot)
+    found = _profile(model, text, tokens, window, out, engine, json) if text else _there(model, out)
+    report = profile_report.report(found, with_replay=replay)
+    if plot is not None:
+        profile_plot.plot(found, report, plot)
+    for line in report.notes:
+        note(f"note: {line}")
+    if json:
+        print_json(profile_report.as_json(report))
+    else:
+        print("\n".join(profile_report.lines(report)))
+
+
+def _profile(
+    name: str, text: list[Path], tokens: int, window: int, out: Path | None, engine: EngineFlags, quiet: bool
+) -> Profile:
+    from hotset.cli.load import load_model
+    from hotset.tools import profile as tool
+
+    with load_model(name, engine, quiet=quiet) as llm, progress_bar(not quiet) as progress:
+        return tool.profile(llm, text, out, tool.ProfileOptions(tokens=tokens, window=window), progress)
+
+
+def _there(name: str, path: Path | None) -> Profile:
+    """The profile of an earlier run, however short its text."""
+    from hotset.formats.profile import load_profile
+    from hotset.formats.store import open_store
+    from hotset.tools import resolve_model
+
+    return load_profile(open_store(resolve_model(name)), path, least_tokens=1)
