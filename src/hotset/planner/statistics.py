@@ -22,7 +22,9 @@ def zeros(active: Active) -> float:
 def union_counts(active: Active, batch: int) -> Counts:
     """For each neuron, in how many of the tokens // batch steps of `batch` consecutive tokens any has it active."""
     steps = len(active) // batch
-    counts: Counts = active[: steps * batch].reshape(steps, batch, -1).any(axis=1).sum(axis=0, dtype=np.int64)
+    counts: Counts = (
+        active[: steps * batch].reshape(steps, batch, active.shape[1]).any(axis=1).sum(axis=0, dtype=np.int64)
+    )
     return counts
 
 
