@@ -147,16 +147,16 @@ class _Clock:
 
     def victims(self, count: int, now: int) -> Slots:
         found: list[Slots] = []
-        left = self._uses.size * _HAND_ROUNDS  # slots that the hand passes in vain before it gives up
+        patience = left = self._uses.size * _HAND_ROUNDS  # slots that the hand passes in vain before it gives up
         while count > 0 and left > 0:
-            end = min(self._hand + max(count, _CHUNK), self._uses.size)
+            end = min(self._hand + min(max(count, _CHUNK), left), self._uses.size)
             idle = self._hand + np.flatnonzero(self._time[self._hand : end] != now)
             chosen = idle[self._uses[idle] == 0][:count]
             stop = int(chosen[-1]) + 1 if chosen.size == count else end
             passed = idle[idle < stop]
             self._uses[passed] //= 2
             self._time[chosen] = now  # in use from here on, should the hand come round
-            left = left - (stop - self._hand) if chosen.size == 0 else self._uses.size * _HAND_ROUNDS
+            left = patience - (stop - int(chosen[-1]) - 1) if chosen.size else left - (stop - self._hand)
             self._hand = 0 if stop == self._uses.size else stop
             found.append(chosen)
             count -= chosen.size

@@ -76,17 +76,14 @@ class Counter:
         kept[:] = chosen[: len(kept)]
 
     def _count(self, bits: Bits, layer: int) -> None:
+        width = bits.shape[1]
         for place, batch in enumerate(BATCHES):
             steps = len(bits) // batch
             used = bits[: steps * batch]
-            unions = (
-                np.bitwise_or.reduce(used.reshape(steps, batch, -1), axis=1),
-                np.bitwise_or.reduce(used.reshape(batch, steps, -1), axis=0),  # tokens `steps` apart
-            )
-            for kind in (CONSECUTIVE, INDEPENDENT) if batch > 1 else (CONSECUTIVE,):
-                self.counts[kind, place, layer] += column_sums(unions[kind], self.ffn)
-        if 1 in BATCHES:
-            self.counts[INDEPENDENT, 0, layer] = self.counts[CONSECUTIVE, 0, layer]
+            consecutive = np.bitwise_or.reduce(used.reshape(steps, batch, width), axis=1)
+            self.counts[CONSECUTIVE, place, layer] += column_sums(consecutive, self.ffn)
+            apart = np.bitwise_or.reduce(used.reshape(batch, steps, width), axis=0)  # tokens `steps` apart
+            self.counts[INDEPENDENT, place, layer] += column_sums(apart, self.ffn)
 
     def _count_reuse(self, bits: Bits, layer: int) -> None:
         for place, (window, seen) in enumerate(zip(REUSE_WINDOWS, recent(bits), strict=True)):

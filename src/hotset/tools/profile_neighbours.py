@@ -39,7 +39,7 @@ def neighbours(active: NDArray[np.bool_], k: int) -> tuple[NDArray[np.int32], ND
 
 def _largest(x: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """Indices and values of the `k` largest of each row, largest first."""
-    some = np.sort(np.argpartition(x, x.shape[1] - k, axis=1)[:, x.shape[1] - k :], axis=1)
+    some = np.sort(np.argpartition(-x, max(k - 1, 0), axis=1)[:, :k], axis=1)
     values = np.take_along_axis(x, some, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1), np.take_along_axis(values, order, axis=1)
