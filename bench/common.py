@@ -17,6 +17,7 @@ from bench import peers
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
 MODELS = ROOT / "build/models"
+BUSY = 0.5  # load average from which a comparison is not worth keeping
 HOTSET = [sys.executable, "-m", "hotset.cli.main"]
 
 
@@ -66,6 +67,15 @@ def result_path(what: str, cpu_model: str) -> Path:
 
     slug = re.sub(r"[^a-z0-9]+", "-", cpu_model.lower()).strip("-")
     return RESULTS / f"{what}-{slug}-{datetime.now(UTC):%Y-%m-%d}.json"
+
+
+def warn_if_busy() -> None:
+    """Says so if other programs take part of the processor: ratios then mean little."""
+    busy = os.getloadavg()[0]
+    if busy > BUSY:
+        print(
+            f"warning: the load average is {busy:.1f}, so other programs share the cores; wait until it is below {BUSY}"
+        )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import peers
-from bench.common import hotset, random_7b, result_path, smollm2_as, store_of, table
+from bench.common import hotset, random_7b, result_path, smollm2_as, store_of, table, warn_if_busy
 from hotset.tools.result import Series, record, write
 
 PREFILL, DECODE = 512, 128
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: bench/results/dense-CPU-DATE.json")
     args = parser.parse_args()
     found = cases(args.models, args.threads)
+    warn_if_busy()
     for case in found:
         compare(case, args.rounds)
     series = [entry for case in found for entry in case.series()]

@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.common import HOTSET, result_path, smollm2_as, store_of
+from bench.common import HOTSET, result_path, smollm2_as, store_of, warn_if_busy
 from hotset.tools.result import Series, record, write
 
 PROMPT = "Why is the sky blue?"
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: bench/results/start-CPU-DATE.json")
     args = parser.parse_args()
     store = args.store or store_of(smollm2_as("Q4_0"))
+    warn_if_busy()
     first_byte(store)  # fills the page cache
     samples = tuple(first_byte(store) for _ in range(args.repeats))
     series = [Series("start", "s", samples, model=store.name)]
