@@ -28,8 +28,10 @@ PYTHON_ROOMS = {
     "reference": f"{_LOW} models",
     "params": _BASE,
     "engine": f"{_LOW} params models",
-    "llm": f"{_LOW} params models formats tokenizer engine tools",  # tools: only to turn a name into a store
-    "tools": f"{_LOW} params models formats tokenizer planner llm engine",  # llm: measurements drive it from outside
+    "loader": f"{_LOW} models formats planner engine",
+    # The one arrow upwards: a name must become a store before it can be run. Measurements among the tools drive `llm`.
+    "llm": f"{_LOW} params models formats tokenizer engine loader tools",
+    "tools": f"{_LOW} params models formats tokenizer planner llm engine loader",
     "cli": f"{_LOW} __init__ params models formats tokenizer planner tools engine llm",
     "server": f"{_LOW} __init__ params models formats tokenizer tools engine llm",
     "__init__": f"{_LOW} params tokenizer llm engine",

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from hotset import _core
     from hotset.config import ModelConfig
 
-STEP_TOKENS = 512
-
 
 class Loaded(Protocol):
     """A model in memory; `hotset.LLM`."""
@@ -26,6 +24,8 @@ class Loaded(Protocol):
     def config(self) -> ModelConfig: ...
     @property
     def context(self) -> int: ...
+    @property
+    def max_step_tokens(self) -> int: ...
     @property
     def core(self) -> _core.Engine: ...
     def close(self) -> None: ...
@@ -89,7 +89,7 @@ def measure(load: Loader, tests: Tests, threads: Sequence[int]) -> Measured:
 
 def _measure_loaded(model: Loaded, tests: Tests, threads: int) -> Iterator[Series]:
     yield Series("load", "s", (model.core.stats["load_seconds"],), threads)
-    timed = [(f"prefill{n}", n, STEP_TOKENS) for n in tests.prefills]
+    timed = [(f"prefill{n}", n, model.max_step_tokens) for n in tests.prefills]
     if tests.decode:
         timed.append((f"decode{tests.decode}", tests.decode, 1))
     for name, tokens, at_once in timed:
