@@ -28,9 +28,9 @@ PYTHON_ROOMS = {
     "reference": f"{_LOW} models",
     "params": _BASE,
     "engine": f"{_LOW} params models",
-    "loader": f"{_LOW} models formats planner engine",
+    "loader": f"{_LOW} models formats planner engine tools",  # tools: only to turn a budget into a plan
     # The one arrow upwards: a name must become a store before it can be run. Measurements among the tools drive `llm`.
-    "llm": f"{_LOW} params models formats tokenizer engine loader tools",
+    "llm": f"{_LOW} params models formats planner tokenizer engine loader tools",
     "tools": f"{_LOW} params models formats tokenizer planner llm engine loader",
     "cli": f"{_LOW} __init__ params models formats tokenizer planner tools engine llm",
     "server": f"{_LOW} __init__ params models formats tokenizer tools engine llm",

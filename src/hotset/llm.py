@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from hotset import _core
 from hotset.config import ModelConfig
 from hotset.engine import Chunk, Completion, Engine, Request, Sample, Stats, Stream, TokenLogprob, score
-from hotset.engine.budget import Allotment, Host, KvType, allot, parse_bytes
+from hotset.engine.budget import KvType, parse_bytes
 from hotset.engine.native import draw_factory
 from hotset.engine.score import Perplexity
 from hotset.errors import InputError, UsageError
-from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, is_store, open_store
-from hotset.models import Model, resolve
+from hotset.formats.store import is_store, open_store
+from hotset.loader import LoadOptions, Predict, load_model
+from hotset.models import resolve
 from hotset.params import SamplingParams, merged
 from hotset.tokenizer import Tokenizer
 
@@ -44,6 +45,9 @@ class LLM:
         load: "read" (weights into huge pages, checked), "mmap" (mapped, unchecked) or "auto".
         ignore_keys: keys of config.json to treat as absent.
         reuse: keep finished prompts, so that the next one that begins alike starts where they differ.
+        predict: of a packed store, "exact" (same text as computing every neuron) or "auto" (also predictors that were
+            trained within a loss of quality, where the store has them).
+        plan: of a packed store, a file that `hotset plan` wrote; None: planned now, or taken from the cache.
 
     Safe for several threads: their requests are computed in common steps.
     Raises: a HotsetError whose message says what to do; MemoryBudgetError before anything is loaded.
@@ -62,24 +66,18 @@ class LLM:
         load: str = "auto",
         ignore_keys: Collection[str] = (),
         reuse: bool = True,
+        predict: Predict = "exact",
+        plan: str | Path | None = None,
     ) -> None:
-        _check_choices(threads, kv, load)
+        _check_choices(threads, kv, load, predict)
         budget = None if memory is None else parse_bytes(memory)
         self.store = open_store(_find_store(model, ignore_keys))
         described = resolve(self.store.config, ignore_keys=ignore_keys)
         self.config: ModelConfig = described.config
         self.tokenizer = Tokenizer.load(self.store.path)
-        allotment = allot(
-            self.config,
-            self.store.weight_bytes,
-            Host.measure(),
-            kv=kv,
-            memory=budget,
-            context=context,
-            kv_tokens=kv_tokens,
-            mapped=load == "mmap",
-        )
-        core = _load(self.store, described, allotment, threads=threads or 0, kv=kv, isa=isa, load=load)
+        file = None if plan is None else Path(plan).expanduser()
+        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, file)
+        core, allotment, self.plan = load_model(self.store, described, options)
         dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
         self._engine: Engine | None = Engine(
             core,
@@ -275,36 +273,15 @@ def _find_store(model: str | Path, ignore_keys: Collection[str]) -> Path:
     return resolve_model(model, ignore_keys=ignore_keys)
 
 
-def _load(
-    store: Store, model: Model, allotment: Allotment, *, threads: int, kv: KvType, isa: str | None, load: str
-) -> _core.Engine:
-    found = [(spec, store.entries.get(spec.name)) for spec in model.tensors]
-    tensors = [
-        _core.TensorRef(spec.role, spec.layer, e.path, e.offset, e.bytes, e.fmt, e.rows, e.cols)
-        for spec, e in found
-        if e is not None  # the core names roles that are missing
-    ]
-    sums = [(str(store.path / name), store.files[name]) for name in WEIGHT_FILES]
-    return _core.Engine(
-        model.config.to_native(),
-        tensors,
-        checksums=[_core.FileChecksums(path, BLOCK_BYTES, s.bytes, s.crc32c) for path, s in sums if s.crc32c],
-        threads=threads,
-        kv_type=kv,
-        kv_tokens=allotment.kv_tokens,
-        max_step_tokens=allotment.max_step_tokens,
-        load=load,
-        isa=isa,
-    )
-
-
-def _check_choices(threads: int | None, kv: str, load: str) -> None:
+def _check_choices(threads: int | None, kv: str, load: str, predict: str) -> None:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise UsageError(f"threads is {threads!r}; wanted a whole number of at least 1")
     if kv not in ("f16", "int8"):
         raise UsageError(f"kv is {kv!r}; wanted 'f16' or 'int8'")
     if load not in ("auto", "read", "mmap"):
         raise UsageError(f"load is {load!r}; wanted 'auto', 'read' or 'mmap'")
+    if predict not in ("exact", "auto"):
+        raise UsageError(f"predict is {predict!r}; wanted 'exact' or 'auto'")
 
 
 def _is_messages(prompt: Prompt) -> bool:

@@ -18,7 +18,7 @@ _DEFAULT_CONTEXT = 8192
 _LEAST_CONTEXT = 512  # tokens; below this a model is of little use, so it is not chosen silently
 _STEP_SIZES = (512, 256, 128, 64)  # tokens computed at once: fewer need less scratch memory but prefill slower
 # Logit rows of one step (score.py), thread stacks, KV page tables, growth of Python's heap while running.
-_RESERVE = 64 * MIB
+RESERVE = 64 * MIB
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -72,6 +72,19 @@ def scratch_bytes(config: ModelConfig, max_step_tokens: int) -> int:
     return max_step_tokens * row + 16 * 4 * _padded(config.vocab) + buffers * 2 * MIB  # each ends on a huge page
 
 
+def room_for_neurons(
+    config: ModelConfig, resident_bytes: int, host: Host, *, kv: KvType, memory: int | None, allotment: Allotment
+) -> int:
+    """Bytes that are left for the neurons of a packed model when all else has its memory; may be below 0.
+
+    config: with the FFN's width that the scratch memory knows, as for `allot`. Without a budget a twentieth of what the
+    machine has free is left alone.
+    """
+    total = memory - host.base if memory is not None else host.free - host.free // 20
+    scratch = scratch_bytes(config, allotment.max_step_tokens)
+    return total - resident_bytes - RESERVE - scratch - kv_bytes(config, kv, allotment.kv_tokens)
+
+
 def allot(
     config: ModelConfig,
     weight_bytes: int,
@@ -90,8 +103,8 @@ def allot(
     Raises: UsageError if the context exceeds the model's; MemoryBudgetError naming the least budget that works.
     """
     _check(config, context, kv_tokens)
-    fixed = weight_bytes + _RESERVE
-    unlimited = host.free - (_RESERVE if mapped else fixed)
+    fixed = weight_bytes + RESERVE
+    unlimited = host.free - (RESERVE if mapped else fixed)
     room = unlimited if memory is None else memory - host.base - fixed
     wanted = context or min(config.context, _DEFAULT_CONTEXT)
     least = context or min(config.context, _LEAST_CONTEXT)

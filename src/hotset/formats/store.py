@@ -118,7 +118,7 @@ def open_store(path: Path | str) -> Store:
     entries: dict[str, StoreEntry] = {}
     for name in WEIGHT_FILES:
         _check_size(path / name, files[name].bytes)
-        for tensor, entry in _read_weights(path / name).items():
+        for tensor, entry in read_weights(path / name).items():
             if tensor in entries:
                 raise FormatError(f"tensor {quoted(tensor)} is in both weight files of {path}")
             entries[tensor] = entry
@@ -178,7 +178,8 @@ def _file_sum(path: Path, name: str, value: Any) -> FileSum:
     return FileSum(size, tuple(sums))
 
 
-def _read_weights(path: Path) -> dict[str, StoreEntry]:
+def read_weights(path: Path) -> dict[str, StoreEntry]:
+    """The tensors of one weight file. Raises StorageError, FormatError."""
     header = read_header(path)
     if header.data_offset % ALIGNMENT:
         raise FormatError(f"{path}: data starts at byte {header.data_offset}, not a multiple of {ALIGNMENT}")

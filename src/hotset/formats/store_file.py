@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +57,8 @@ class BlockSums:
 class WeightFile:
     """Header first, then every tensor in the order given; resumable. Raises OSError when the drive does."""
 
-    def __init__(self, path: Path, tensors: Sequence[StoreTensor]) -> None:
-        header = _header(tensors)
+    def __init__(self, path: Path, tensors: Sequence[StoreTensor], metadata: Mapping[str, str] | None = None) -> None:
+        header = _header(tensors, metadata or {})
         self._total = len(header) + sum(t.padded_bytes for t in tensors)
         self._position = 0  # everything before it is final
         self._sums = BlockSums()
@@ -117,13 +117,13 @@ class WeightFile:
         return crc
 
 
-def _header(tensors: Sequence[StoreTensor]) -> bytes:
-    """The safetensors header, padded with spaces so that data starts at a multiple of ALIGNMENT."""
+def _header(tensors: Sequence[StoreTensor], metadata: Mapping[str, str]) -> bytes:
+    """The safetensors header, padded so that data starts at a multiple of ALIGNMENT; metadata: more of it."""
     described = {
         t.name: {"format": t.fmt, "shape": [t.rows, t.cols] if t.cols else [t.rows], "bytes": t.bytes} for t in tensors
     }
     section = json.dumps({"format_version": FORMAT_VERSION, "tensors": described}, separators=(",", ":"))
-    header: dict[str, object] = {"__metadata__": {"hotset": section}}
+    header: dict[str, object] = {"__metadata__": {**metadata, "hotset": section}}
     position = 0
     for t in tensors:
         end = position + t.padded_bytes

@@ -1,0 +1,173 @@
+"""`predictors.safetensors` of a packed store: maps that say which neurons a token needs (docs/reference/plan.md).
+
+Tensors of layer i: `hotset.layers.{i}.predictor.down` [rank, hidden] and `…up` [ffn, rank], packed like all matrices of
+a store, rows of `up` in the store's order of neurons; and of the whole model `hotset.predictor.keep` and `…fetch`, f32
+[layers]: the least score at which a neuron in memory, and a missing one, is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.errors import FormatError, UsageError
+from hotset.formats.files import Json, is_count, parse_json, read_at
+from hotset.formats.neurons import NeuronInfo
+from hotset.formats.safetensors import read_header
+from hotset.formats.store import ALIGNMENT, StoreEntry, read_weights
+from hotset.formats.store_file import StoreTensor, WeightFile
+from hotset.quant import FORMATS
+
+PREDICTORS_FILE = "predictors.safetensors"
+_FACTS = {"relu": bool, "order_crc32c": int, "candidates": float, "recall": float, "perplexity_change": float}
+
+
+@dataclass(frozen=True, slots=True)
+class Predictors:
+    """Trained predictors of all layers. What they cost in quality was measured when they were made."""
+
+    down: tuple[StoreEntry, ...]
+    up: tuple[StoreEntry, ...]
+    keep: tuple[float, ...]  # [layers]
+    fetch: tuple[float, ...]  # [layers], >= keep
+    relu: bool  # between down and up
+    candidates: float  # neurons computed for each active one
+    recall: float  # share of active neurons that are found
+    perplexity_change: float  # relative, on held-out text
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in (*self.down, *self.up))
+
+
+def order_crc32c(neurons: NeuronInfo) -> int:
+    """Checksum of the order in which a store keeps its neurons; predictors hold for one order only."""
+    from hotset._core import crc32c
+
+    crc = 0
+    for layer in range(neurons.layers):
+        crc = crc32c(neurons.read_order(layer).tobytes(), crc)
+    return crc
+
+
+def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
+    """The predictors beside a packed store; None if it has none.
+
+    Raises: UsageError if they were made for another order of neurons; FormatError, StorageError.
+    """
+    path = folder / PREDICTORS_FILE
+    if not path.exists():
+        return None
+    facts = _facts(path)
+    entries = read_weights(path)
+    maps = {part: [entries.get(_name(i, part)) for i in range(neurons.layers)] for part in ("down", "up")}
+    limits = {name: _limits(path, entries.get(f"hotset.predictor.{name}"), neurons) for name in ("keep", "fetch")}
+    down, up = (tuple(e for e in maps[part] if e is not None) for part in ("down", "up"))
+    _check_shapes(path, down, up, neurons)
+    if facts.pop("order_crc32c") != order_crc32c(neurons):
+        raise UsageError(f"{path} was made for another order of neurons; train the predictors again, or remove it")
+    return Predictors(down, up, limits["keep"], limits["fetch"], **facts)
+
+
+def write_predictors(
+    folder: Path,
+    neurons: NeuronInfo,
+    maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    keep: Sequence[float],
+    fetch: Sequence[float],
+    facts: Mapping[str, bool | float],
+    fmt: str = "q8_0",
+) -> Path:
+    """Writes predictors beside a packed store, whole or not at all.
+
+    maps: of each layer down [rank, hidden] and up [ffn, rank], rows in the model's own order of neurons.
+    facts: relu, candidates, recall, perplexity_change, as in Predictors.
+    Raises: FormatError (a weight that is no number), OSError.
+    """
+    path, partial = folder / PREDICTORS_FILE, folder / f".{PREDICTORS_FILE}.partial"
+    tensors = [
+        StoreTensor(_name(i, part), fmt, matrix.shape[0], matrix.shape[1], neurons=False)
+        for i, both in enumerate(maps)
+        for part, matrix in zip(("down", "up"), both, strict=True)
+    ]
+    tensors += [
+        StoreTensor(f"hotset.predictor.{name}", "f32", len(keep), 0, neurons=False) for name in ("keep", "fetch")
+    ]
+    about = json.dumps({**facts, "order_crc32c": order_crc32c(neurons)})
+    partial.unlink(missing_ok=True)
+    file = WeightFile(partial, tensors, {"predictor": about})
+    try:
+        for layer, (down, up) in enumerate(maps):
+            for matrix in (down, up[neurons.read_order(layer)]):
+                _append(file, _packed(fmt, matrix))
+        for limits in (keep, fetch):
+            _append(file, np.array(limits, "<f4").view(np.uint8))
+        file.close()
+    except BaseException:
+        file.abandon()
+        partial.unlink(missing_ok=True)
+        raise
+    return partial.replace(path)
+
+
+def _name(layer: int, part: str) -> str:
+    return f"hotset.layers.{layer}.predictor.{part}"
+
+
+def _packed(fmt: str, matrix: NDArray[np.float32]) -> NDArray[np.uint8]:
+    from hotset import _core
+
+    out = np.zeros(_core.packed_bytes(fmt, *matrix.shape), np.uint8)
+    _core.encode(fmt, np.ascontiguousarray(matrix, np.float32), out)
+    return out
+
+
+def _append(file: WeightFile, data: NDArray[np.uint8]) -> None:
+    file.write(data.data)
+    file.write(memoryview(bytes(-data.nbytes % ALIGNMENT)))
+
+
+def _facts(path: Path) -> Json:
+    metadata = read_header(path).metadata
+    if "predictor" not in metadata:
+        raise FormatError(f"{path} is not a file of predictors: its metadata has no 'predictor'")
+    facts = parse_json(metadata["predictor"].encode(errors="replace"), f"{path}: metadata 'predictor'")
+    fine = facts.keys() == _FACTS.keys() and all(_is(facts[name], kind) for name, kind in _FACTS.items())
+    if not fine:
+        raise FormatError(f"{path}: metadata 'predictor' must have exactly {', '.join(_FACTS)}; train them again")
+    return facts
+
+
+def _is(value: object, kind: type) -> bool:
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind is int:
+        return is_count(value)
+    return type(value) in (int, float) and math.isfinite(float(str(value)))
+
+
+def _limits(path: Path, entry: StoreEntry | None, neurons: NeuronInfo) -> tuple[float, ...]:
+    if entry is None or (entry.fmt, entry.rows, entry.cols) != ("f32", neurons.layers, 0):
+        raise FormatError(f"{path} must have a limit for each of {neurons.layers} layers; train the predictors again")
+    return tuple(float(x) for x in np.frombuffer(read_at(path, entry.offset, entry.bytes), "<f4"))
+
+
+def _check_shapes(path: Path, down: tuple[StoreEntry, ...], up: tuple[StoreEntry, ...], neurons: NeuronInfo) -> None:
+    if len(down) != neurons.layers or len(up) != neurons.layers:
+        raise FormatError(f"{path} lacks predictors of some of {neurons.layers} layers; train them again")
+    for i, (d, u) in enumerate(zip(down, up, strict=True)):
+        if (
+            d.fmt not in FORMATS
+            or u.fmt not in FORMATS
+            or (d.cols, u.rows, d.rows) != (neurons.hidden, neurons.ffn, u.cols)
+        ):
+            raise FormatError(
+                f"{path}: maps of layer {i} are [{d.rows}, {d.cols}] and [{u.rows}, {u.cols}], wanted "
+                f"[rank, {neurons.hidden}] and [{neurons.ffn}, rank]"
+            )

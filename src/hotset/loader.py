@@ -1,0 +1,159 @@
+"""From a store, and for a packed one a plan, to the native engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hotset import _core
+from hotset.engine.budget import Allotment, Host, KvType, allot
+from hotset.errors import ModelError, UsageError
+from hotset.formats.files import read_at
+from hotset.formats.neurons import NeuronInfo
+from hotset.formats.predictors import read_predictors
+from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
+from hotset.models import Model, TensorSpec, least_gate
+from hotset.planner.plan_file import Plan
+
+_IN_BUNDLES = ("gate", "up", "down", "gate_bias", "up_bias")
+Predict = Literal["exact", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is loaded; LLM says what each means."""
+
+    memory: int | None
+    threads: int | None
+    context: int | None
+    kv_tokens: int | None
+    kv: KvType
+    isa: str | None
+    load: str
+    predict: Predict
+    plan: Path | None
+
+
+class Loaded(NamedTuple):
+    core: _core.Engine
+    allotment: Allotment
+    plan: Plan | None  # of a packed store
+
+
+def load_model(store: Store, model: Model, options: LoadOptions) -> Loaded:
+    """Raises MemoryBudgetError before anything is loaded, and what planning and _core.Engine raise."""
+    if store.neurons is not None:
+        plan = _plan(store, model, options)
+        allotment = Allotment(plan.context, plan.kv_tokens, plan.prefill_chunk)
+        return Loaded(_load_core(store, model, options, allotment, plan), allotment, plan)
+    if options.plan is not None:
+        raise UsageError(f"a plan is for a packed store; {store.path} is not: make one with `hotset pack {store.path}`")
+    allotment = allot(
+        model.config,
+        store.weight_bytes,
+        Host.measure(),
+        kv=options.kv,
+        memory=options.memory,
+        context=options.context,
+        kv_tokens=options.kv_tokens,
+        mapped=options.load == "mmap",
+    )
+    return Loaded(_load_core(store, model, options, allotment, None), allotment, None)
+
+
+def _plan(store: Store, model: Model, options: LoadOptions) -> Plan:
+    from hotset.tools.plan import Wishes, plan_for  # the second way up: a budget must become a plan
+
+    wishes = Wishes(options.memory, options.context, options.kv_tokens, options.kv, options.threads, options.predict)
+    return plan_for(store, model, wishes, file=options.plan)
+
+
+def _load_core(
+    store: Store, model: Model, options: LoadOptions, allotment: Allotment, plan: Plan | None
+) -> _core.Engine:
+    packed = plan is not None
+    found = [(spec, store.entries.get(spec.name)) for spec in model.tensors]
+    tensors = [
+        _tensor_ref(spec.role, spec.layer, entry)
+        for spec, entry in found
+        if entry is not None and not (packed and spec.role in _IN_BUNDLES)  # the core names roles that are missing
+    ]
+    files = WEIGHT_FILES[:1] if packed else WEIGHT_FILES  # neurons have checksums of their own
+    sums = [(str(store.path / name), store.files[name]) for name in files]
+    return _core.Engine(
+        model.config.to_native(),
+        tensors,
+        checksums=[_core.FileChecksums(path, BLOCK_BYTES, s.bytes, s.crc32c) for path, s in sums if s.crc32c],
+        threads=plan.threads if plan else options.threads or 0,
+        kv_type=options.kv,
+        kv_tokens=allotment.kv_tokens,
+        max_step_tokens=allotment.max_step_tokens,
+        load=options.load,
+        isa=options.isa,
+        neurons=_neuron_file(store, model) if packed else None,
+        sparse=_sparse_options(store, model, plan) if plan else None,
+    )
+
+
+def _tensor_ref(role: str, layer: int, entry: StoreEntry) -> _core.TensorRef:
+    return _core.TensorRef(role, layer, entry.path, entry.offset, entry.bytes, entry.fmt, entry.rows, entry.cols)
+
+
+def _neuron_file(store: Store, model: Model) -> _core.NeuronFile:
+    info = store.neurons
+    assert info is not None
+    config = model.config
+    got, wanted = (info.layers, info.ffn, info.hidden, info.gated), (len(config.layers), config.ffn, config.hidden)
+    if got != (*wanted, config.gated):
+        raise ModelError(
+            f"{info.path} has {got[0]} layers of {got[1]} neurons of {got[2]}; config.json says {wanted[0]} layers of "
+            f"{wanted[1]} of {wanted[2]}: pack the store again"
+        )
+    return _core.NeuronFile(
+        info.path,
+        info.fmt,
+        info.hidden,
+        info.gated,
+        info.stride,
+        info.ffn,
+        info.offsets,
+        [info.read_crc32c(layer).tolist() for layer in range(info.layers)],
+        gate_bias=_biases(store, info, model, "gate_bias"),
+        up_bias=_biases(store, info, model, "up_bias"),
+    )
+
+
+def _biases(store: Store, info: NeuronInfo, model: Model, role: str) -> list[list[float]]:
+    """[layers][ffn] in the store's order of neurons; the file has them in the model's. Empty where there are none."""
+    specs: list[TensorSpec] = sorted(
+        (s for s in model.tensors if s.role == role and s.name in store.entries), key=lambda s: s.layer
+    )
+    entries = [(spec.layer, store.entries[spec.name]) for spec in specs]
+    values = [(i, np.frombuffer(read_at(Path(e.path), e.offset, e.bytes), "<f4")) for i, e in entries]
+    return [bias[info.read_order(layer)].tolist() for layer, bias in values]
+
+
+def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptions:
+    assert store.neurons is not None
+    keep: list[float] = []
+    fetch: list[float] = []
+    low_rank: list[tuple[_core.TensorRef, _core.TensorRef]] = []
+    relu = False
+    if plan.predictor == "gate":
+        limit = least_gate(model, store.entries)
+        if limit is None:
+            raise UsageError("predictor gate needs a gate that is zero for some neurons; this model's is not: use all")
+        keep = fetch = [limit] * len(model.config.layers)
+    elif plan.predictor == "low-rank":
+        trained = read_predictors(store.path, store.neurons)
+        if trained is None:
+            raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
+        keep, fetch, relu = list(trained.keep), list(trained.fetch), trained.relu
+        pairs = zip(trained.down, trained.up, strict=True)
+        low_rank = [(_tensor_ref("down", i, d), _tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
+    return _core.SparseOptions(
+        plan.hot, plan.cold_slots, plan.policy, plan.predictor, keep, fetch, low_rank, relu, plan.backend, plan.depth
+    )

@@ -1,0 +1,159 @@
+"""Which neurons of a packed model stay in memory, and what finds the others. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.errors import MemoryBudgetError
+from hotset.planner.model_cost import Demand, Forecast, forecast, reads_in_order_win
+from hotset.planner.rates import Rates
+from hotset.planner.sizes import NeuronSizes, Predictor
+from hotset.planner.use import NeuronUse, neuron_use
+
+POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
+DEPTH = 64  # reads in flight where the drive's best number is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """What is known of a model's neurons: in which share of the runs of tokens each is active, in store order.
+
+    shares: [n, layers, ffn], see neuron_use(). candidates: by predictor, how many neurons it makes the engine compute
+    for each active one.
+    """
+
+    shares: NDArray[np.float32]
+    candidates: Mapping[Predictor, float]
+
+    def use(self, predictor: Predictor) -> NeuronUse:
+        """Of the neurons that a predictor makes candidates: each active one stands for several tries."""
+        more = self.candidates[predictor]
+        return neuron_use(self.shares if more == 1 else 1 - (1 - self.shares) ** np.float32(more))
+
+    @property
+    def active(self) -> float:
+        """Active neurons of a token, all layers together."""
+        return float(self.shares[0].sum(dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Neurons in memory: the first hot[i] of layer i stay, any others share the cold slots."""
+
+    predictor: Predictor
+    hot: tuple[int, ...]
+    cold_slots: int
+    demand: Demand | None = None  # where a profile is known
+    forecast: Forecast | None = None  # where the host's rates are, too
+
+    def bytes(self, sizes: NeuronSizes) -> dict[str, int]:
+        return {
+            "predictor": sizes.predictor_bytes(self.predictor),
+            "hot": sum(self.hot) * sizes.stride,
+            "cold": self.cold_slots * sizes.slot_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What speed depends on besides the neurons. rates: None where the host was not probed."""
+
+    threads: int
+    resident_bytes: int  # of weights that every token reads, besides the FFNs
+    rates: Rates | None = None
+
+
+def place(
+    sizes: NeuronSizes, room: int, predictors: Sequence[Predictor], profiled: Profiled | None, host: Host
+) -> Placement:
+    """The fastest placement within `room` bytes.
+
+    predictors: those that give what the user asked for, in order of preference where speeds are not known.
+    Neurons have equal sizes, so the most frequent ones are the best hot set and need no solver; the border between hot
+    and cold is tried at 256 places, because a cold slot follows the text and a hot one does not.
+    Raises: MemoryBudgetError if not even the buffers fit (room below 0).
+    """
+    if room < 0:
+        raise MemoryBudgetError(f"the neurons' buffers need {-room} bytes more than there are; raise the budget")
+    if room >= sizes.neurons * sizes.stride:
+        return _judged(Placement("all", (sizes.ffn,) * sizes.layers, 0), sizes, profiled, host)
+    fitting = [p for p in predictors if sizes.predictor_bytes(p) <= room] or ["all"]
+    found = [_judged(_placed(sizes, room, p, profiled), sizes, profiled, host) for p in fitting]
+    if all(f.forecast is not None for f in found):
+        return max(found, key=lambda f: f.forecast.tokens_per_s if f.forecast else 0)
+    # Gates in memory save reads only while they leave room for neurons.
+    worth = [f for f in found if 2 * sizes.predictor_bytes(f.predictor) <= room]
+    return worth[0] if worth else found[-1]
+
+
+def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None) -> Placement:
+    left = room - sizes.predictor_bytes(predictor)
+    if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
+        return Placement(predictor, _spread(left // sizes.stride, sizes), 0)
+    if profiled is None:
+        return Placement(predictor, (0,) * sizes.layers, min(left // sizes.slot_bytes, sizes.neurons))
+    use = profiled.use(predictor)
+    splits = list(_splits(use, sizes, left))
+    border, slots = min(splits, key=lambda split: use.cold_misses(*split))
+    hot = use.hot[border]
+    if slots < use.unions[0, border]:  # the cliff: slots that one token overwrites never hit
+        extra = left // sizes.stride - int(hot.sum())
+        hot, slots = np.minimum(hot + extra // sizes.layers, sizes.ffn), 0
+    demand = Demand(use.active, profiled.active, use.cold_misses(border, slots))
+    return Placement(predictor, tuple(int(n) for n in hot), slots, demand)
+
+
+def _splits(use: NeuronUse, sizes: NeuronSizes, left: int) -> Iterator[tuple[int, int]]:
+    """(border, cold slots) of every hot set that fits."""
+    for border, hot in enumerate(use.hot.sum(axis=1).tolist()):
+        slots = (left - hot * sizes.stride) // sizes.slot_bytes
+        if slots < 0:
+            return
+        yield border, min(slots, sizes.neurons - hot)
+
+
+def _spread(slots: int, sizes: NeuronSizes) -> tuple[int, ...]:
+    """As many neurons of each layer as come out even."""
+    each, more = divmod(slots, sizes.layers)
+    return tuple(min(sizes.ffn, each + (i < more)) for i in range(sizes.layers))
+
+
+def judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Placement:
+    """A placement that somebody chose, with what is to be expected of it."""
+    if profiled is None or placement.predictor == "all":
+        return _judged(replace(placement, demand=None), sizes, profiled, host)
+    use = profiled.use(placement.predictor)
+    border = int(np.searchsorted(use.hot.sum(axis=1), sum(placement.hot), side="right")) - 1
+    missed = use.cold_misses(border, placement.cold_slots)
+    return _judged(replace(placement, demand=Demand(use.active, profiled.active, missed)), sizes, profiled, host)
+
+
+def _judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Placement:
+    demand = placement.demand
+    if placement.predictor == "all":
+        cold = sizes.neurons - sum(placement.hot)
+        active = profiled.active if profiled else float(sizes.neurons)
+        demand = Demand(sizes.neurons, active, cold if placement.cold_slots < cold else 0)
+    if demand is None or host.rates is None:
+        return replace(placement, demand=demand)
+    expected = forecast(sizes, placement.predictor, demand, host.resident_bytes, host.rates, host.threads)
+    return replace(placement, demand=demand, forecast=expected)
+
+
+def remarks(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Iterator[str]:
+    """What a user should know about a placement."""
+    cold = sizes.neurons - sum(placement.hot)
+    if not cold:
+        return
+    if profiled is None and placement.predictor != "all":
+        yield "no profile: which neurons are hot is not known, so all memory is a cache; `hotset profile` finds out"
+    if placement.predictor == "all":
+        yield "nothing tells which neurons are zero, so each token reads all that are not in memory"
+    if host.rates is None:
+        yield "this host was not probed, so no speed is predicted; `hotset probe` measures it"
+    elif placement.demand and reads_in_order_win(sizes, host.rates, placement.demand.missed / cold):
+        yield "so many neurons are missing for each token that reading whole layers in order would be faster"

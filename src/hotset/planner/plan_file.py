@@ -1,0 +1,117 @@
+"""A plan as a value and as a file: what one host does with one model under one budget (docs/reference/plan.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hotset.errors import FormatError, StorageError, UsageError
+from hotset.planner.model_cost import Forecast
+from hotset.planner.sizes import Predictor
+
+FORMAT_VERSION = 1
+_MOST_BYTES = 1 << 20  # of the file; a model of 1000 layers takes some ten KB
+
+
+@dataclass(frozen=True, slots=True)
+class MadeFor:
+    """Everything that a plan depends on. One made for anything else is refused."""
+
+    model: str  # fingerprint of the packed store
+    host: str  # fingerprint of CPU, memory and number of threads
+    hotset: str  # version
+    memory: int | None  # budget in bytes; None: what the machine has
+    kv: str
+    predict: str  # "exact" or "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """hot: neurons of each layer that stay in memory; cold_slots: of all other neurons that are there at a time.
+
+    memory: bytes by purpose, the process and its reserve included; their sum is what the plan takes.
+    """
+
+    made_for: MadeFor
+    predictor: Predictor
+    hot: tuple[int, ...]
+    cold_slots: int
+    policy: str
+    backend: str
+    depth: int  # reads in flight
+    threads: int
+    context: int
+    kv_tokens: int
+    prefill_chunk: int  # tokens of a prompt computed at once; layers are read once for each chunk
+    memory: Mapping[str, int]
+    forecast: Forecast | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.memory.values())
+
+    def as_json(self) -> dict[str, Any]:
+        bounds = {} if self.forecast is None else {"bound_tokens_per_s": self.forecast.bound_tokens_per_s}
+        data = asdict(self) | {"memory": dict(self.memory)}
+        data["forecast"] = None if self.forecast is None else asdict(self.forecast) | bounds
+        return {"format_version": FORMAT_VERSION, **data}
+
+    def check(self, wanted: MadeFor, source: str) -> None:
+        """Raises UsageError naming the first thing that this plan was not made for."""
+        for field in fields(MadeFor):
+            got, want = getattr(self.made_for, field.name), getattr(wanted, field.name)
+            if got != want:
+                what = {"model": "another model", "host": "another host"}.get(field.name, f"{field.name} {got}")
+                but = "" if field.name in ("model", "host") else f", not {want}"
+                raise UsageError(f"{source} was made for {what}{but}; make it again with `hotset plan`")
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Raises StorageError."""
+    text = json.dumps(plan.as_json(), indent=1).replace("\n  ", "\n ")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def read_plan(path: Path) -> Plan:
+    """Raises: StorageError (no such file), FormatError (not a plan of this version)."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise FormatError(f"{path} has {path.stat().st_size} bytes; a plan has at most {_MOST_BYTES}")
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}; make it with `hotset plan`") from None
+    except (ValueError, RecursionError):
+        raise FormatError(f"{path} is no JSON; make it again with `hotset plan`") from None
+    version = data.pop("format_version", None) if isinstance(data, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise FormatError(f"{path} is a plan of version {version!a:.40}, wanted {FORMAT_VERSION}: make it again")
+    try:
+        return _parsed(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} is not a whole plan ({error!a:.100}); make it again with `hotset plan`") from None
+
+
+def _parsed(data: dict[str, Any]) -> Plan:
+    forecast = data["forecast"]
+    if forecast is not None:
+        forecast = Forecast(**{name: value for name, value in forecast.items() if name != "bound_tokens_per_s"})
+    given = data | {"made_for": MadeFor(**data["made_for"]), "forecast": forecast}
+    plan = Plan(**given | {"hot": tuple(data["hot"]), "notes": tuple(data["notes"])})
+    numbers = (*plan.hot, plan.cold_slots, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in (*numbers, *plan.memory.values())):
+        raise ValueError("a number is no whole number of at least 0")
+    if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
+        raise ValueError("depth, threads, context and prefill_chunk are at least 1")
+    if plan.predictor not in ("all", "gate", "low-rank") or plan.policy not in ("lru", "clock", "lfu"):
+        raise ValueError("unknown predictor or policy")
+    return plan

@@ -1,0 +1,51 @@
+"""What the sparse engine keeps in memory, in bytes. Mirrors native/pipeline/sparse_ffn.cc and native/cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Predictor = Literal["all", "gate", "low-rank"]
+PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
+_RING = 3  # pieces in flight
+_TILE = 16  # rows of scores
+# Of every neuron: place in the cache and checksum (4 bytes each), and the Python number that the checksum was read as.
+_TABLE_BYTES = 4 + 4 + 44
+_SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
+_THREAD_BYTES = 1 << 20  # matrices that a thread makes of 64 neurons
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronSizes:
+    """The neurons of a packed model, and what finds the active ones."""
+
+    layers: int
+    ffn: int  # neurons in a layer
+    hidden: int
+    gated: bool
+    vector_bytes: int  # of one weight vector of a neuron
+    stride: int  # from one bundle to the next
+    gate_bytes: int  # all gates as matrices; 0: the gate does not tell whether a neuron is zero
+    low_rank_bytes: int = 0  # predictors that came with the store; 0: none
+
+    @property
+    def neurons(self) -> int:
+        return self.layers * self.ffn
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of a neuron in the cold cache."""
+        return self.stride + _SLOT_BYTES
+
+    def predictor_bytes(self, predictor: Predictor) -> int:
+        """Its matrices, and the scores of a step."""
+        if predictor == "all":
+            return 0
+        matrices = self.gate_bytes if predictor == "gate" else self.low_rank_bytes
+        return matrices + 4 * _TILE * (self.ffn + 63)
+
+    def overhead_bytes(self, depth: int, step_tokens: int, threads: int) -> int:
+        """Everything but the neurons in memory and the predictor: tables, and buffers of reads and prompts."""
+        buffers = (depth + _RING * PIECE_NEURONS) * self.stride
+        prompts = (step_tokens + _TILE) * PIECE_NEURONS * 6  # products as f32, and as int8 with scales
+        return self.neurons * _TABLE_BYTES + buffers + prompts + threads * _THREAD_BYTES

@@ -1,0 +1,289 @@
+"""What this host does with a packed model under a budget: measures, asks the planner, keeps the answer.
+
+The planner (src/hotset/planner) computes; here its numbers are gathered: sizes from the store, use of neurons from its
+profile, rates from the host's probe, memory from the system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotset import _core
+from hotset.config import ModelConfig
+from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
+from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
+from hotset.formats.predictors import Predictors, read_predictors
+from hotset.formats.profile import PROFILE_FILE, load_profile
+from hotset.formats.store import Store
+from hotset.loader import Predict
+from hotset.models import Model, least_gate
+from hotset.models.gate import ZERO_BELOW
+from hotset.planner import plan as planner
+from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
+from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
+from hotset.planner.rates import Rates
+from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes, Predictor
+from hotset.quant import packed_bytes
+from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
+
+# Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
+_TIGHT_CONTEXT = 2048
+SETTINGS = ("predictor", "hot", "cold_slots", "policy", "backend", "depth", "threads", "context", "prefill_chunk")
+_TEXTS = ("predictor", "policy", "backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user asked for; None: whatever is best."""
+
+    memory: int | None = None  # bytes; None: what the machine has free
+    context: int | None = None
+    kv_tokens: int | None = None
+    kv: KvType = "f16"
+    threads: int | None = None
+    predict: Predict = "exact"
+
+
+def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = None) -> Plan:
+    """The plan of a packed store: from `file`, from the cache, or a new one, which the cache then keeps.
+
+    Raises: MemoryBudgetError naming the least budget that works; UsageError if `file` was made for something else.
+    """
+    wanted = made_for(store, wishes.memory, wishes.kv, wishes.predict)
+    if file is not None:
+        plan = read_plan(file)
+        plan.check(wanted, str(file))
+        _check_fits(plan, wishes.memory)
+        return plan
+    if wishes.memory is None:  # depends on what happens to be free now
+        return make_plan(store, model, wishes)
+    cached = plan_path(wanted, file_state(store), [wishes.context, wishes.kv_tokens, wishes.threads])
+    found = _from_cache(cached, wanted, wishes.memory)
+    if found is None:
+        found = make_plan(store, model, wishes)
+        write_plan(found, cached)
+    return found
+
+
+def make_plan(store: Store, model: Model, wishes: Wishes, settings: Mapping[str, Any] | None = None) -> Plan:
+    """A new plan. settings: parts of it that the user chooses, see SETTINGS; `hot`: of every layer."""
+    given = _checked(settings or {})
+    wishes = replace(wishes, **{k: given.pop(k) for k in ("context", "threads") if k in given})
+    return _Planning(store, model, wishes, given).plan()
+
+
+class _Planning:
+    """One plan in the making."""
+
+    def __init__(self, store: Store, model: Model, wishes: Wishes, given: Mapping[str, Any]) -> None:
+        self.store, self.model, self.wishes, self.given = store, model, wishes, given
+        assert store.neurons is not None
+        self.info = store.neurons
+        # The scratch memory knows of an FFN as wide as a piece of a prompt's stream; neurons.h has the rest.
+        self.config: ModelConfig = replace(model.config, ffn=min(PIECE_NEURONS, model.config.ffn))
+        self.host = Host.measure()
+        self.rates: Rates | None = host_rates(store)
+        self.threads = wishes.threads or (self.rates.threads if self.rates else len(_allowed_cpus()))
+        self.trained: Predictors | None = read_predictors(store.path, self.info) if wishes.predict == "auto" else None
+        self.resident = sum(e.bytes for e in store.entries.values() if e.path != self.info.path)
+        self.sizes = self._sizes()
+        self.notes: list[str] = list(storage_remarks(store, self.rates))
+        self.profiled = self._profiled()
+
+    def plan(self) -> Plan:
+        depth = self.given.get("depth") or self._depth()
+        allotment = self._allotment(depth)
+        fixed = self.resident + self._overhead(depth, allotment.max_step_tokens)
+        room = self._room(fixed, allotment)
+        host = planner.Host(self.threads, self._read_per_token(), self.rates)
+        placement = planner.place(self.sizes, room, self._predictors(), self.profiled, host)
+        placement = self._overridden(placement, host, room)
+        self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
+        return Plan(
+            made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
+            predictor=placement.predictor,
+            hot=placement.hot,
+            cold_slots=placement.cold_slots,
+            policy=self.given.get("policy", POLICY),
+            backend=self.given.get("backend") or (self.rates.backend if self.rates else "auto"),
+            depth=depth,
+            threads=self.threads,
+            context=allotment.context,
+            kv_tokens=allotment.kv_tokens,
+            prefill_chunk=allotment.max_step_tokens,
+            memory=self._memory(placement, depth, allotment),
+            forecast=placement.forecast,
+            notes=tuple(self.notes),
+        )
+
+    def _sizes(self) -> NeuronSizes:
+        info, layout = self.info, self.info.layout
+        predicts = least_gate(self.model, self.store.entries) is not None
+        return NeuronSizes(
+            layers=info.layers,
+            ffn=info.ffn,
+            hidden=info.hidden,
+            gated=info.gated,
+            vector_bytes=layout.vector_bytes,
+            stride=info.stride,
+            gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
+            low_rank_bytes=self.trained.bytes if self.trained else 0,
+        )
+
+    def _predictors(self) -> list[Predictor]:
+        """Those that give what was asked for, best guess first."""
+        if "predictor" in self.given:
+            return [self.given["predictor"]]
+        found: list[Predictor] = ["low-rank"] if self.trained else []
+        return [*found, *(["gate"] if self.sizes.gate_bytes else []), "all"]  # type: ignore[list-item]
+
+    def _profiled(self) -> Profiled | None:
+        if not (self.store.path / PROFILE_FILE).exists():
+            return None
+        try:
+            profile = load_profile(self.store)
+        except InputError as error:  # too short: worse than none, as chance would order the neurons
+            self.notes.append(f"{error}; the plan does without")
+            return None
+        shares = np.array([profile.rates(batch) for batch in range(1, len(profile.counts) + 1)], np.float32)
+        for layer in range(self.info.layers):
+            shares[:, layer] = shares[:, layer, self.info.read_order(layer)]
+        low_rank = self.trained.candidates if self.trained else 1.0
+        gate = _gates_per_active(self.model.config, float(shares[0].mean()))
+        return Profiled(shares, {"gate": gate, "low-rank": low_rank})
+
+    def _depth(self) -> int:
+        if self.rates is None:
+            return DEPTH
+        nearest = min(self.rates.best_depth, key=lambda block: abs(block - self.info.stride))
+        return self.rates.best_depth[nearest]
+
+    def _overhead(self, depth: int, step_tokens: int) -> int:
+        return self.sizes.overhead_bytes(depth, step_tokens, self.threads)
+
+    def _allotment(self, depth: int) -> Allotment:
+        """Context, KV cache and size of a prompt's steps: all that is wished if the whole model has room beside it."""
+        wishes, overhead = self.wishes, self._overhead(depth, 512)
+        everything = self.resident + overhead + self.sizes.neurons * self.sizes.stride
+        try:
+            whole = self._allot(everything, wishes.context)
+        except MemoryBudgetError:
+            whole = None
+        tight = wishes.context or min(self.config.context, _TIGHT_CONTEXT)
+        if whole is not None and whole.context >= tight:
+            found = whole
+        else:
+            try:
+                found = self._allot(self.resident + overhead, tight)
+            except MemoryBudgetError:
+                found = self._allot(self.resident + overhead, wishes.context)
+        if "prefill_chunk" in self.given:
+            return replace(found, max_step_tokens=self.given["prefill_chunk"])
+        return found
+
+    def _allot(self, weights: int, context: int | None) -> Allotment:
+        return allot(
+            self.config,
+            weights,
+            self.host,
+            kv=self.wishes.kv,
+            memory=self.wishes.memory,
+            context=context,
+            kv_tokens=self.wishes.kv_tokens,
+        )
+
+    def _room(self, fixed: int, allotment: Allotment) -> int:
+        return room_for_neurons(
+            self.config, fixed, self.host, kv=self.wishes.kv, memory=self.wishes.memory, allotment=allotment
+        )
+
+    def _read_per_token(self) -> int:
+        """Bytes of weights outside the FFNs that a token reads: all but the embeddings, unless they are the head."""
+        tables = {spec.name: spec.role for spec in self.model.tensors if spec.role in ("embed", "position")}
+        has_head = any(spec.role == "head" and spec.name in self.store.entries for spec in self.model.tensors)
+        unread = {name for name, role in tables.items() if role == "position" or has_head}
+        return self.resident - sum(self.store.entries[name].bytes for name in unread if name in self.store.entries)
+
+    def _overridden(self, placement: Placement, host: planner.Host, room: int) -> Placement:
+        """The placement with what the user chose. Raises MemoryBudgetError if that does not fit."""
+        if not self.given.keys() & {"hot", "cold_slots"}:
+            return placement
+        hot = (self.given["hot"],) * self.sizes.layers if "hot" in self.given else placement.hot
+        if max(hot) > self.sizes.ffn:
+            raise UsageError(f"hot is {max(hot)}; a layer has {self.sizes.ffn} neurons")
+        chosen = replace(placement, hot=hot, cold_slots=self.given.get("cold_slots", placement.cold_slots))
+        if (wanted := sum(chosen.bytes(self.sizes).values())) > room:
+            raise MemoryBudgetError(
+                f"{sum(hot)} hot neurons, {chosen.cold_slots} cold slots and predictor {chosen.predictor} take "
+                f"{wanted} bytes; {room} are left for them: choose fewer, or raise the budget"
+            )
+        return planner.judged(chosen, self.sizes, self.profiled, host)
+
+    def _memory(self, placement: Placement, depth: int, allotment: Allotment) -> dict[str, int]:
+        tokens, step = allotment.kv_tokens, allotment.max_step_tokens
+        scratch, kv = scratch_bytes(self.config, step), kv_bytes(self.config, self.wishes.kv, tokens)
+        overhead = self._overhead(depth, step)
+        return {
+            "process": self.host.base,
+            "reserve": RESERVE,
+            "resident": self.resident,
+            "kv": kv,
+            "scratch": scratch,
+            "buffers": overhead,
+            **placement.bytes(self.sizes),
+        }
+
+
+def _gates_per_active(config: ModelConfig, active: float) -> float:
+    """How many gates are above zero for each active neuron.
+
+    Where up has a ReLU, too, a profile counts products; the two branches are then taken as alike and independent.
+    """
+    both = config.act_up in ZERO_BELOW
+    return active**-0.5 if both and active > 0 else 1.0
+
+
+def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:
+    """A plan made earlier for the same, unless the process has grown since so that it no longer fits."""
+    try:
+        plan = read_plan(path)
+    except HotsetError:  # none yet, or damaged: a new one takes its place
+        return None
+    grown = Host.measure().base - plan.memory["process"]
+    return plan if plan.made_for == wanted and grown < RESERVE // 8 and plan.bytes <= memory else None
+
+
+def _check_fits(plan: Plan, memory: int | None) -> None:
+    if memory is not None and plan.bytes > memory:
+        raise MemoryBudgetError(f"the plan takes {plan.bytes} bytes, the budget is {memory}; make it again")
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `--set` gives them, texts and numbers. Raises UsageError."""
+    checked: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise UsageError(f"a plan has no setting {name[:40]!r}; there are {', '.join(SETTINGS)}")
+        if name in _TEXTS:
+            checked[name] = str(value)
+            continue
+        least = 0 if name in ("hot", "cold_slots") else 1
+        if not str(value).isdecimal() or int(value) < least:
+            raise UsageError(f"{name}={value!s:.40}: want a whole number of at least {least}")
+        checked[name] = int(value)
+    if checked.get("predictor", "all") not in ("all", "gate", "low-rank"):
+        raise UsageError(f"predictor={checked['predictor']!a:.40}: want all, gate or low-rank")
+    if checked.get("policy", POLICY) not in ("lru", "clock", "lfu"):
+        raise UsageError(f"policy={checked['policy']!a:.40}: want lru, clock or lfu")
+    return checked
+
+
+def _allowed_cpus() -> list[int]:
+    cpus = _core.cpu_info()["allowed_cpus"]
+    assert isinstance(cpus, list)
+    return cpus

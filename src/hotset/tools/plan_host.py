@@ -1,0 +1,91 @@
+"""Of which store and host a plan is, where it is kept, and what the store's drive does to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from hotset import _core
+from hotset.errors import HotsetError
+from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.formats.profile import PROFILE_FILE
+from hotset.formats.store import MANIFEST, Store
+from hotset.planner.plan_file import MadeFor
+from hotset.planner.rates import Rates
+from hotset.tools.resolve import cache_dir
+
+_IN_MEMORY = ("tmpfs", "ramfs")
+_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.s3fs", "glusterfs")
+
+
+def made_for(store: Store, memory: int | None, kv: str, predict: str) -> MadeFor:
+    model = hashlib.sha256((store.path / MANIFEST).read_bytes()).hexdigest()
+    return MadeFor(model, host_fingerprint(), _core.__version__, memory, kv, predict)
+
+
+def host_fingerprint() -> str:
+    """Changes with CPU, number of CPUs and size of memory, not with names and load."""
+    cpu = _core.cpu_info()
+    total = Path("/proc/meminfo").read_text().split("\n", 1)[0]
+    return _digest([cpu["model"], cpu["features"], cpu["allowed_cpus"], total])[:16]
+
+
+def file_state(store: Store) -> list[object]:
+    """Of what a plan reads besides the store's manifest."""
+    files = [store.path / PROFILE_FILE, store.path / PREDICTORS_FILE]
+    rates = host_rates(store)
+    return [*map(_state, files), None if rates is None else rates.as_json()]
+
+
+def plan_path(wanted: MadeFor, *more: object) -> Path:
+    """Where the cache keeps a plan."""
+    names = [wanted.model, wanted.host, wanted.hotset, wanted.memory, wanted.kv, wanted.predict]
+    return cache_dir() / "plans" / f"{_digest([names, more])[:16]}.json"
+
+
+def host_rates(store: Store) -> Rates | None:
+    """What `hotset probe` found out about this host and the store's drive; None if it has not run."""
+    from hotset.tools.probe import cached_rates
+
+    try:
+        return cached_rates(store.path)
+    except HotsetError:  # of another version, damaged: as good as none, and `hotset probe` will replace it
+        return None
+
+
+def storage_remarks(store: Store, rates: Rates | None) -> Iterator[str]:
+    """What is odd about the drive that a store lies on."""
+    kind = file_system(store.path)
+    if kind in _IN_MEMORY:
+        yield f"{store.path} lies on {kind}, so the whole file is in memory already, beyond any budget; use a drive"
+    elif kind in _REMOTE:
+        yield f"{store.path} lies on a network file system ({kind}); copy it to a local drive for speed"
+    elif rates is not None and not rates.direct:
+        yield "this file system has no direct I/O, so reads go through the page cache, which the budget does not hold"
+
+
+def file_system(path: Path) -> str:
+    """Type of the file system that a path lies on, as the kernel names it; "" if it does not say."""
+    resolved = str(path.resolve())
+    best, kind = "", ""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4].replace("\\040", " ")
+        inside = resolved == mount or resolved.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, right.split()[0]
+    return kind
+
+
+def _state(path: Path) -> list[int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
