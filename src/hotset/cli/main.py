@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, profile, pull, run
+from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, probe, profile, pull, run
 from hotset.cli.text import note
 from hotset.errors import HotsetError
 
@@ -55,6 +55,7 @@ COMMANDS = (
     pack.pack,
     pull.pull,
     profile.profile,
+    probe.probe,
     inspect.inspect,
     bench.bench,
     doctor.doctor,

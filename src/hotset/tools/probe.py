@@ -1,0 +1,171 @@
+"""`hotset probe`: rates of drive, memory and cores, measured once for each host and file system, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hotset.errors import FormatError, StorageError
+from hotset.formats.files import Json, read_json, storage_error
+from hotset.formats.progress import Progress, silent
+from hotset.planner.rates import FORMAT_VERSION, Rates, load_rates
+from hotset.tools.resolve import cache_dir
+
+_GOOD_ENOUGH = 0.95  # of the best rate: a deeper queue for less than that only costs memory and latency
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A result and where it lies."""
+
+    path: Path
+    rates: Rates
+    record: Json  # the whole file
+    fresh: bool  # measured just now
+
+    @property
+    def age_seconds(self) -> float:
+        return (datetime.now(UTC) - datetime.fromisoformat(self.record["measured_at"])).total_seconds()
+
+
+def cached_rates(folder: Path) -> Rates | None:
+    """Rates of this host and the file system of `folder`, if they were measured. Raises FormatError, StorageError."""
+    path = probe_path(folder)
+    return load_rates(path) if path.is_file() else None
+
+
+def probe_path(folder: Path) -> Path:
+    """Where the cache keeps the result for this host and the file system of `folder`."""
+    from hotset.tools.plan_host import host_fingerprint
+
+    key = [host_fingerprint(), *_file_system(folder).values()]
+    return cache_dir() / "probes" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+
+
+def probe(folder: Path, *, full: bool = False, refresh: bool = False, progress: Progress = silent) -> Probe:
+    """What was measured before, or else measures.
+
+    Args:
+        folder: a store, or any folder on the file system in question; made if it is not there.
+        full: more sizes, depths and repeats (about a minute); a quick result does not do then.
+        refresh: measure in any case.
+        progress: called with measurements done and in all.
+    Raises: StorageError.
+    """
+    path = probe_path(folder)
+    if not refresh and (kept := _kept(path, full)) is not None:
+        return kept
+    record = _measure(folder, full, progress)
+    _write(path, record)
+    return Probe(path, load_rates(path), record, fresh=True)
+
+
+def _kept(path: Path, full: bool) -> Probe | None:
+    """An earlier result, unless it is damaged, of another version or not full enough."""
+    try:
+        rates, record = load_rates(path), read_json(path)
+        known = Probe(path, rates, record, fresh=False)
+        return known if known.age_seconds >= 0 and (record["mode"] == "full" or not full) else None
+    except (FormatError, StorageError, KeyError, ValueError, TypeError):
+        return None
+
+
+def _measure(folder: Path, full: bool, progress: Progress) -> Json:
+    from hotset.tools import doctor, probe_drive, probe_kernels
+    from hotset.tools.plan_host import host_fingerprint
+
+    grid, repeats, seconds = (probe_drive.FULL, 3, 0.5) if full else (probe_drive.QUICK, 2, 0.3)
+    found = doctor.host()
+    counts = probe_kernels.thread_counts(found.cpu.cores)
+    steps = _Steps(probe_drive.steps(grid) + 2 * repeats * len(counts), progress)
+    load = os.getloadavg()[0]
+    with probe_drive.file_to_read(folder) as file:
+        read = {"path": str(file), "bytes": file.stat().st_size}
+        drive = probe_drive.measure(file, grid, lambda: steps.done("drive"))
+    memory = probe_kernels.by_threads(
+        lambda n: doctor.memory_rates([n], seconds)[n], counts, repeats, lambda: steps.done("memory")
+    )
+    kernels = probe_kernels.by_threads(
+        lambda n: probe_kernels.int8_gmac_per_s(n, seconds), counts, repeats, lambda: steps.done("kernels")
+    )
+    rates = summary(found.cpu.cores, drive, memory, kernels)
+    return {
+        "format_version": FORMAT_VERSION,
+        "mode": "full" if full else "quick",
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": host_fingerprint(),
+        "host": doctor.as_json(found),
+        "file_system": _file_system(folder),
+        "file": read,
+        "load_average": load,
+        "rates": rates.as_json(),
+        "drive": [asdict(sample) for sample in drive],
+        "memory_bytes_per_s": memory,
+        "int8_gmac_per_s": kernels,
+    }
+
+
+class _Steps:
+    """Turns measurements into progress."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._made, self._total, self._progress = 0, total, progress
+
+    def done(self, what: str) -> None:
+        self._made += 1
+        self._progress(self._made, self._total, what)
+
+
+def summary(
+    cores: int, drive: Sequence[Any], memory: Mapping[int, Sequence[float]], kernels: Mapping[int, Sequence[float]]
+) -> Rates:
+    """The rates that the samples show: the best of each, as anything else that runs only takes away.
+
+    drive: DriveSample; only those of the largest range count.
+    """
+    largest = max(s.range_bytes for s in drive)
+    whole = [s for s in drive if s.range_bytes == largest]
+    small = min(s.block_bytes for s in whole if s.random)
+    backend = max((s for s in whole if s.random and s.block_bytes == small), key=lambda s: s.reads_per_s).backend
+    mine = [s for s in whole if s.backend == backend]
+    best = {}
+    for block in sorted({s.block_bytes for s in mine if s.random}):
+        of_block = [s for s in mine if s.random and s.block_bytes == block]
+        enough = _GOOD_ENOUGH * max(s.reads_per_s for s in of_block)
+        best[block] = min((s for s in of_block if s.reads_per_s >= enough), key=lambda s: s.depth)
+    return Rates(
+        threads=cores,
+        seq_bytes_per_s=max(s.bytes_per_s for s in mine if not s.random),
+        random_reads_per_s={block: sample.reads_per_s for block, sample in best.items()},
+        best_depth={block: sample.depth for block, sample in best.items()},
+        cpu_us_per_read=best[small].cpu_us_per_read,
+        memory_bytes_per_s={n: max(samples) for n, samples in sorted(memory.items())},
+        int8_gmac_per_s={n: max(samples) for n, samples in sorted(kernels.items())},
+        backend=backend,
+        direct=all(s.direct for s in mine),
+    )
+
+
+def _file_system(folder: Path) -> dict[str, object]:
+    from hotset.tools.plan_host import file_system
+    from hotset.tools.probe_drive import existing
+
+    place = existing(folder)
+    return {"kind": file_system(place), "device": place.stat().st_dev}
+
+
+def _write(path: Path, record: Json) -> None:
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise storage_error(path, "cannot be written", error) from None

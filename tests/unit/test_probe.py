@@ -1,0 +1,185 @@
+"""What a probe concludes from its samples, and that it is measured once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hotset import _core
+from hotset.errors import FormatError, StorageError
+from hotset.planner.rates import Rates, load_rates, rates_from_json
+from hotset.tools import probe as tool
+from hotset.tools import probe_drive
+from hotset.tools.probe_drive import MIB, DriveGrid, DriveSample
+from hotset.tools.probe_kernels import int8_gmac_per_s, thread_counts
+
+RATES = Rates(
+    threads=2,
+    seq_bytes_per_s=3e9,
+    random_reads_per_s={4096: 100e3, 16384: 50e3},
+    best_depth={4096: 64, 16384: 32},
+    cpu_us_per_read=5.0,
+    memory_bytes_per_s={1: 10e9, 4: 30e9},
+    int8_gmac_per_s={1: 100.0, 2: 190.0},
+)
+SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.01)
+
+
+def sample(backend: str, block: int, depth: int, reads: float, *, random: bool = True, size: int = 100) -> DriveSample:
+    return DriveSample(backend, random, block, depth, size, reads, reads * block, 1e6 / reads, True)
+
+
+def test_reads_of_any_size() -> None:
+    assert RATES.reads_per_s(512) == 100e3
+    assert RATES.reads_per_s(4096) == 100e3
+    assert RATES.reads_per_s(10240) == pytest.approx(1 / 15e-6)  # half way between 10 and 20 microseconds
+    assert RATES.reads_per_s(16384) == pytest.approx(50e3)
+    assert RATES.reads_per_s(65536) == pytest.approx(12.5e3)
+
+
+def test_rates_by_threads() -> None:
+    assert [RATES.memory_rate(n) for n in (1, 2, 4, 9)] == [10e9, 10e9, 30e9, 30e9]
+    assert [RATES.gmac_rate(n) for n in (1, 2, 3)] == [100, 190, 190]
+    assert replace(RATES, memory_bytes_per_s={2: 7e9}).memory_rate(1) == 7e9
+
+
+def test_rates_survive_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps({"format_version": 1, "rates": RATES.as_json()}))
+    assert load_rates(path) == RATES
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threads", 0), ("threads", True), ("threads", 1.5), ("seq_bytes_per_s", -1), ("seq_bytes_per_s", "3"),
+        ("random_reads_per_s", {}), ("random_reads_per_s", {"a": 1}), ("random_reads_per_s", {"4096": None}),
+        ("best_depth", {"4096": 1.5}), ("memory_bytes_per_s", [1]), ("direct", 1), ("backend", None),
+        ("cpu_us_per_read", 10**400),
+    ],
+)  # fmt: skip
+def test_hostile_rates(field: str, value: object) -> None:
+    with pytest.raises(FormatError, match=field):
+        rates_from_json(RATES.as_json() | {field: value}, "here")
+
+
+def test_hostile_files(tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    with pytest.raises(StorageError, match="hotset probe"):
+        load_rates(path)
+    for text in ("", "[1]", "{", "[" * 100_000, '{"format_version": 2}', '{"format_version": true}', "\xff"):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(FormatError, match="hotset probe"):
+            load_rates(path)
+    with pytest.raises(FormatError, match="exactly threads"):
+        rates_from_json({"threads": 1}, "here")
+
+
+def test_summary_takes_the_best() -> None:
+    drive = [
+        sample("pread", 4096, 64, 50e3), sample("pread", MIB, 4, 9e3, random=False),
+        sample("io_uring", 4096, 1, 10e3), sample("io_uring", 4096, 32, 97e3), sample("io_uring", 4096, 64, 100e3),
+        sample("io_uring", 65536, 1, 20e3), sample("io_uring", 65536, 64, 30e3),
+        sample("io_uring", MIB, 4, 3e3, random=False), sample("io_uring", MIB, 8, 2e3, random=False),
+        sample("pread", 4096, 64, 900e3, size=10),  # a small range says nothing about the whole
+    ]  # fmt: skip
+    rates = tool.summary(2, drive, {2: [5.0, 6.0], 1: [3.0]}, {1: [9.0, 8.0]})
+    assert rates.backend == "io_uring"
+    assert rates.seq_bytes_per_s == 3e3 * MIB
+    assert rates.random_reads_per_s == {4096: 97e3, 65536: 30e3}
+    assert rates.best_depth == {4096: 32, 65536: 64}
+    assert rates.cpu_us_per_read == pytest.approx(1e6 / 97e3)
+    assert (rates.memory_bytes_per_s, rates.int8_gmac_per_s) == ({1: 3.0, 2: 6.0}, {1: 9.0})
+
+
+def test_drive_samples(tmp_path: Path) -> None:
+    done: list[int] = []
+    with probe_drive.scratch_file(tmp_path / "new", 4 * MIB) as path:
+        samples = probe_drive.measure(path, SMALL, lambda: done.append(1))
+        assert path.stat().st_size == 4 * MIB
+    assert len(samples) == len(done) == probe_drive.steps(SMALL)
+    assert not any((tmp_path / "new").iterdir())
+    for s in samples:
+        assert s.bytes_per_s == pytest.approx(s.reads_per_s * s.block_bytes)
+        assert s.reads_per_s > 0
+    assert {s.range_bytes for s in samples} == {2 * MIB, 4 * MIB}
+    assert {s.backend for s in samples} == set(probe_drive.backends())
+
+
+def test_file_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_drive, "LEAST_FILE", 2 * MIB)
+    monkeypatch.setattr(probe_drive, "_LARGEST_SCRATCH", 3 * MIB)
+    (tmp_path / "resident.safetensors").write_bytes(bytes(MIB))
+    with probe_drive.file_to_read(tmp_path) as path:
+        assert path.stat().st_size == 3 * MIB
+    assert not path.exists()
+    (tmp_path / "neurons.safetensors").write_bytes(bytes(2 * MIB))
+    with probe_drive.file_to_read(tmp_path) as path:
+        assert path.name == "neurons.safetensors"
+    assert path.exists()
+
+
+def test_full_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_drive.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100 * MIB}))
+    with pytest.raises(StorageError, match="100 MiB free"), probe_drive.file_to_read(tmp_path):
+        pass
+
+
+def test_thread_counts() -> None:
+    assert [thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_kernel_rate_is_in_the_right_place() -> None:
+    """Between what scalar code and any CPU could do."""
+    assert 0.05 < int8_gmac_per_s(2, 0.05) < 10_000
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose probe takes no time, with a cache of its own."""
+    monkeypatch.setenv("HOTSET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe_drive, "QUICK", SMALL)
+    monkeypatch.setattr(probe_drive, "FULL", SMALL)
+    monkeypatch.setattr(probe_drive, "LEAST_FILE", MIB)
+    monkeypatch.setattr(probe_drive, "_LARGEST_SCRATCH", 4 * MIB)
+    monkeypatch.setattr("hotset.tools.probe_kernels.int8_gmac_per_s", lambda threads, seconds: 50.0 * threads)
+    monkeypatch.setattr("hotset.tools.doctor.memory_rates", lambda counts, seconds: {n: 5e9 * n for n in counts})
+    return tmp_path / "place"
+
+
+def test_measured_once(quick: Path) -> None:
+    assert tool.cached_rates(quick) is None
+    steps: list[tuple[int, int, str]] = []
+    first = tool.probe(quick, progress=lambda done, total, what: steps.append((done, total, what)))
+    assert steps[-1][0] == steps[-1][1] == len(steps)
+    assert first.fresh
+    assert tool.cached_rates(quick) == first.rates
+    again = tool.probe(quick)
+    assert not again.fresh
+    assert (again.rates, again.record["measured_at"]) == (first.rates, first.record["measured_at"])
+    assert 0 <= again.age_seconds < 60
+    assert tool.probe(quick, refresh=True).fresh
+    assert tool.probe(quick, full=True).fresh  # quick is not enough
+    assert not tool.probe(quick, full=True).fresh
+    assert not tool.probe(quick).fresh
+
+
+def test_another_host_measures_again(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool.probe(quick)
+    info = _core.cpu_info() | {"model": "another CPU"}
+    monkeypatch.setattr(_core, "cpu_info", lambda: info)
+    assert tool.cached_rates(quick) is None
+    assert tool.probe(quick).fresh
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 1}'])
+def test_damaged_result_is_replaced(quick: Path, damage: str) -> None:
+    path = tool.probe(quick).path
+    path.write_text(damage)
+    with pytest.raises(FormatError):
+        tool.cached_rates(quick)
+    assert tool.probe(quick).fresh
+    assert not tool.probe(quick).fresh
