@@ -24,7 +24,7 @@ from hotset.reference.bundle import decode_bundle
 from hotset.tools import pack_plan
 from hotset.tools.convert import convert
 from hotset.tools.pack import pack
-from hotset.tools.pack_layers import CHUNK_WEIGHTS
+from hotset.tools.pack_layers import CHUNK_WEIGHTS, transposed
 from hotset.tools.pack_order import chained
 
 DenseStore = Callable[[str, str], Path]
@@ -75,6 +75,32 @@ def test_bundles_hold_the_dense_weights(name: str, source: str, fmt: str, dense:
             weights[role] += float(np.sum(wanted[role] ** 2))
     for role, error in report.errors.items():
         assert error == pytest.approx(np.sqrt(errors[role] / weights[role]), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("fmt", ["q4_0", "q8_0"])
+@pytest.mark.parametrize("name", ["llama", "bamboo", "opt"])
+def test_gate_and_up_keep_every_value_in_their_own_format(
+    name: str, fmt: str, dense: DenseStore, tmp_path: Path
+) -> None:
+    """They are in groups of 32 along the row before and after; only down's groups run the other way."""
+    folder = dense(name, fmt)
+    report = pack(folder, tmp_path / "packed", fmt=fmt)
+    for layer in range(report.layers):
+        wanted, got = dense_vectors(open_store(folder), layer), vectors_of(open_store(report.dest), layer)
+        for role in wanted.keys() - {"down"}:
+            np.testing.assert_array_equal(got[role], wanted[role])
+            assert report.errors[role] == 0.0
+    assert report.errors["down"] > 0.0
+
+
+@pytest.mark.parametrize("cols", [5, 32, 63, 64, 500, 512, 530, 1500])
+@pytest.mark.parametrize("fmt", ["q4_0", "q8_0"])
+def test_rows_become_vectors_whatever_their_length(fmt: str, cols: int) -> None:
+    weights = np.random.default_rng(cols).standard_normal((37, cols)).astype(np.float32)
+    packed = np.empty(_core.packed_bytes(fmt, 37, cols), np.uint8)
+    _core.encode(fmt, weights, packed)
+    vectors = transposed(packed, fmt, 37, cols)
+    np.testing.assert_array_equal(_core.decode_vectors(fmt, vectors, cols), _core.decode(fmt, packed, 37, cols))
 
 
 @pytest.mark.parametrize("fmt", ["q4_0", "q8_0"])

@@ -63,7 +63,7 @@ def _describe(report: PackReport) -> list[str]:
     resumed = f", of which {report.resumed_layers} layers were done before" if report.resumed_layers else ""
     head = f"{report.layers} layers of {report.neurons} neurons, {human_bytes(report.bytes)}"
     padding = report.stride - report.bundle_bytes
-    errors = ", ".join(f"{role} {error:.2%}" for role, error in report.errors.items())
+    errors = ", ".join(f"{role} {error:.2%}" if error else f"{role} none" for role, error in report.errors.items())
     return [
         f"{head}, in {report.seconds:.1f} s{resumed}",
         f"  a neuron   {report.fmt}, {report.bundle_bytes} bytes and {padding} of padding; order: {report.order}",

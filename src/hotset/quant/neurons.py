@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hotset.errors import UsageError
 
 GROUP = 32  # weights that share a scale
+LANE_GROUPS = 16  # groups in a block of a vector
 _GROUP_BYTES = {"q4_0": 18, "q8_0": 34}  # scale and codes
 NEURON_FORMATS: tuple[str, ...] = tuple(_GROUP_BYTES)
 

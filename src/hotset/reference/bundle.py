@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.quant.neurons import GROUP, NeuronLayout
+from hotset.quant.neurons import GROUP, LANE_GROUPS, NeuronLayout
 from hotset.reference.arithmetic import Array
-
-LANES = 16  # groups in a block
 
 
 def decode_bundle(layout: NeuronLayout, bundle: NDArray[np.uint8]) -> dict[str, Array]:
@@ -23,8 +21,8 @@ def decode_bundle(layout: NeuronLayout, bundle: NDArray[np.uint8]) -> dict[str, 
 def decode_vector(fmt: str, vector: bytes, cols: int) -> Array:
     """The exact values [cols] of one vector."""
     out, position, groups = np.zeros(-(-cols // GROUP) * GROUP), 0, -(-cols // GROUP)
-    for first in range(0, groups, LANES):
-        lanes = min(LANES, groups - first)
+    for first in range(0, groups, LANE_GROUPS):
+        lanes = min(LANE_GROUPS, groups - first)
         scale = np.frombuffer(vector, "<f2", lanes, position).astype(np.float64)
         steps = 4 if fmt == "q4_0" else 8
         codes = np.frombuffer(vector, np.uint8, steps * lanes * 4, position + 2 * lanes).reshape(steps, lanes, 4)

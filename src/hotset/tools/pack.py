@@ -195,7 +195,7 @@ def _advice(model: Model, matrices: set[str]) -> tuple[str, ...]:
     """What the user should know about the result."""
     notes = []
     if low := " and ".join(sorted({"q4_0", "q4_1"} & matrices)):
-        notes.append(f"the store's FFN is {low}, so packing rounds it twice; `convert --quant ffn=q8_0` loses less")
+        notes.append(f"the store's FFN is {low}, so packing rounds down twice; `convert --quant ffn=q8_0` loses less")
     if (act := model.config.act_gate) not in _EXACT:
         notes.append(f"this FFN's {act} is never exactly 0, so leaving neurons out changes the result")
     return tuple(notes)
