@@ -19,13 +19,12 @@ from hotset.formats.progress import Progress, silent
 from hotset.formats.store import CONFIG, RESIDENT, WEIGHT_FILES, Store, is_store, open_store
 from hotset.formats.store_writer import StoreWriter, TakenFile
 from hotset.models import Model
+from hotset.models.gate import ZERO_BELOW
 from hotset.tools.convert_encode import ErrorSums
 from hotset.tools.pack_layers import checksums, make_bundles
 from hotset.tools.pack_order import Order, neuron_orders
 from hotset.tools.pack_plan import AUTO, PackPlan, plan_pack
 from hotset.tools.resolve import resolve_model
-
-_EXACT = ("relu", "relu2", "shifted_relu")  # exactly 0 for a whole range of inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +195,6 @@ def _advice(model: Model, matrices: set[str]) -> tuple[str, ...]:
     notes = []
     if low := " and ".join(sorted({"q4_0", "q4_1"} & matrices)):
         notes.append(f"the store's FFN is {low}, so packing rounds down twice; `convert --quant ffn=q8_0` loses less")
-    if (act := model.config.act_gate) not in _EXACT:
+    if (act := model.config.act_gate) not in ZERO_BELOW:
         notes.append(f"this FFN's {act} is never exactly 0, so leaving neurons out changes the result")
     return tuple(notes)
