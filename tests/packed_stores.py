@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from golden_vectors import FOLDER
 from numpy.typing import NDArray
 
 from hotset.formats.neurons import NeuronInfo
@@ -15,8 +17,21 @@ from hotset.formats.store import Store
 from hotset.models import resolve
 from hotset.reference.bundle import decode_bundle
 from hotset.reference.packed import decode
+from hotset.tools.convert import convert
 
 Rows = NDArray[np.float64]
+DenseStore = Callable[[str, str], Path]
+
+
+def dense_stores(root: Path) -> DenseStore:
+    """Makes the store of a golden vector's checkpoint in a weight format, once, in `root`."""
+
+    def store(name: str, fmt: str) -> Path:
+        if not (root / f"{name}-{fmt}").exists():
+            convert(FOLDER / name, root / f"{name}-{fmt}", quant=fmt)
+        return root / f"{name}-{fmt}"
+
+    return store
 
 
 def neurons_of(store: Store) -> NeuronInfo:
