@@ -21,6 +21,7 @@ from hotset.tools import profile_plot, profile_report
 from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 from hotset.tools.profile import ProfileOptions, profile
+from hotset.tools.profile_counts import Counter
 from hotset.tools.profile_text import documents, windows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,25 +109,42 @@ def test_packed_store_gives_the_same(store: Path, found: Profile, tmp_path: Path
     assert np.mean(plain.active() != found.active()) < 0.05  # 8-bit weights and activations
 
 
-@pytest.mark.parametrize("stop_after", [200, 2500, 4700])
+@pytest.mark.parametrize("stop_after", [200, 2500, 4700, TOKENS])  # the last: all is counted
 def test_goes_on_after_an_interrupt(model: LLM, found: Profile, tmp_path: Path, stop_after: int) -> None:
     out = tmp_path / "p.safetensors"
     counted: list[int] = []
 
     def interrupt(done: int, total: int, what: str) -> None:
-        assert total == TOKENS
-        if done > stop_after:
+        if done > stop_after or what == "neighbours":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as stop:
         profile(model, [TEXT], out, OPTIONS, interrupt)
     (checkpoint,) = tmp_path.iterdir()
     assert str(checkpoint) in stop.value.__notes__[0]
-    got = profile(model, [TEXT], out, OPTIONS, lambda done, total, what: counted.append(done))
-    assert min(counted) > stop_after
+    got = profile(model, [TEXT], out, OPTIONS, lambda done, total, what: counted.append(done) if total > 5 else None)
+    assert all(done > stop_after for done in counted)
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
     assert_equal(got, found)
     assert_equal(read_profile(out), found)
+
+
+def test_interrupt_within_a_window(model: LLM, found: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a window's counts must not be kept."""
+    out, layers = tmp_path / "p.safetensors", []
+    whole = Counter._count_reuse
+
+    def interrupted(counter: Counter, bits: np.ndarray, layer: int) -> None:
+        layers.append(layer)
+        if len(layers) == 48:
+            raise KeyboardInterrupt
+        whole(counter, bits, layer)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("hotset.tools.profile.CHECKPOINT_TOKENS", 500)
+        patch.setattr(Counter, "_count_reuse", interrupted)
+        profile(model, [TEXT], out, OPTIONS)
+    assert_equal(profile(model, [TEXT], out, OPTIONS), found)
 
 
 def test_damaged_checkpoint_starts_over(model: LLM, found: Profile, tmp_path: Path) -> None:

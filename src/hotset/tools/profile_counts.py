@@ -31,6 +31,7 @@ class Counter:
     def __init__(self, layers: int, ffn: int, tokens: int, sample: int, trace: int) -> None:
         self.layers, self.ffn = layers, ffn
         self.tokens = 0  # counted
+        self.whole = True  # False while a window is counted: Ctrl-C may come in the middle of it
         self.counts = np.zeros((2, len(BATCHES), layers, ffn), np.int64)
         self.steps = np.zeros((2, len(BATCHES)), np.int64)
         self.reused = np.zeros((layers, len(REUSE_WINDOWS)), np.int64)
@@ -42,6 +43,7 @@ class Counter:
 
     def add(self, bits: Bits) -> None:
         """Counts the rows of one window, which are consecutive tokens."""
+        self.whole = False
         self._keep(bits)
         for layer in range(self.layers):
             of_layer = np.ascontiguousarray(bits[:, layer])
@@ -50,6 +52,7 @@ class Counter:
         for place, batch in enumerate(BATCHES):
             self.steps[:, place] += len(bits) // batch
         self.tokens += len(bits)
+        self.whole = True
 
     def state(self) -> dict[str, Any]:
         """Arrays to go on from, see `restore`."""
