@@ -6,13 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hotset import _core
 from hotset.errors import FormatError, StorageError
 from hotset.planner.rates import Rates, load_rates, rates_from_json
 from hotset.tools import probe as tool
-from hotset.tools import probe_drive
+from hotset.tools import probe_drive, probe_neurons
 from hotset.tools.probe_drive import MIB, DriveGrid, DriveSample
 from hotset.tools.probe_kernels import int8_gmac_per_s, thread_counts
 
@@ -24,6 +25,7 @@ RATES = Rates(
     cpu_us_per_read=5.0,
     memory_bytes_per_s={1: 10e9, 4: 30e9},
     int8_gmac_per_s={1: 100.0, 2: 190.0},
+    neuron_bytes_per_s={1: 7e9},
 )
 SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.01)
 
@@ -43,6 +45,8 @@ def test_reads_of_any_size() -> None:
 def test_rates_by_threads() -> None:
     assert [RATES.memory_rate(n) for n in (1, 2, 4, 9)] == [10e9, 10e9, 30e9, 30e9]
     assert [RATES.gmac_rate(n) for n in (1, 2, 3)] == [100, 190, 190]
+    assert RATES.neuron_rate(3) == 7e9
+    assert replace(RATES, neuron_bytes_per_s={}).neuron_rate(4) == RATES.memory_rate(4)
     assert replace(RATES, memory_bytes_per_s={2: 7e9}).memory_rate(1) == 7e9
 
 
@@ -50,6 +54,8 @@ def test_rates_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
     path.write_text(json.dumps({"format_version": 1, "rates": RATES.as_json()}))
     assert load_rates(path) == RATES
+    old = replace(RATES, neuron_bytes_per_s={})
+    assert rates_from_json(old.as_json(), "here") == old
 
 
 @pytest.mark.parametrize(
@@ -86,13 +92,14 @@ def test_summary_takes_the_best() -> None:
         sample("io_uring", MIB, 4, 3e3, random=False), sample("io_uring", MIB, 8, 2e3, random=False),
         sample("pread", 4096, 64, 900e3, size=10),  # a small range says nothing about the whole
     ]  # fmt: skip
-    rates = tool.summary(2, drive, {2: [5.0, 6.0], 1: [3.0]}, {1: [9.0, 8.0]})
+    rates = tool.summary(2, drive, {2: [5.0, 6.0], 1: [3.0]}, {1: [9.0, 8.0]}, {1: [2.0]})
     assert rates.backend == "io_uring"
     assert rates.seq_bytes_per_s == 3e3 * MIB
     assert rates.random_reads_per_s == {4096: 97e3, 65536: 30e3}
     assert rates.best_depth == {4096: 32, 65536: 64}
     assert rates.cpu_us_per_read == pytest.approx(1e6 / 97e3)
     assert (rates.memory_bytes_per_s, rates.int8_gmac_per_s) == ({1: 3.0, 2: 6.0}, {1: 9.0})
+    assert rates.neuron_bytes_per_s == {1: 2.0}
 
 
 def test_drive_samples(tmp_path: Path) -> None:
@@ -137,6 +144,19 @@ def test_kernel_rate_is_in_the_right_place() -> None:
     assert 0.05 < int8_gmac_per_s(2, 0.05) < 10_000
 
 
+def test_neurons_of_a_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every neuron is active, so the bytes counted are the bytes computed."""
+    model = probe_neurons.NeuronModel(tmp_path, 128)
+    engine = model.engine(1)
+    engine.record(activations=True)
+    step = np.ones(1, np.int32)
+    engine.step(np.array([engine.sequence_new()], np.int32), step, step, np.zeros(1, np.uint8))
+    assert np.unpackbits(engine.take_record()[0]).sum() == 128
+    assert model.bytes_per_token == 128 * 3 * _core.vector_bytes("q4_0", probe_neurons.HIDDEN)
+    monkeypatch.setattr("time.perf_counter", iter(range(100)).__next__)  # a second each time
+    assert probe_neurons.neuron_bytes_per_s(model, 2, 4.5) == 4 * model.bytes_per_token / 5
+
+
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose probe takes no time, with a cache of its own."""
@@ -146,6 +166,8 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(probe_drive, "LEAST_FILE", MIB)
     monkeypatch.setattr(probe_drive, "_LARGEST_SCRATCH", 4 * MIB)
     monkeypatch.setattr("hotset.tools.probe_kernels.int8_gmac_per_s", lambda threads, seconds: 50.0 * threads)
+    monkeypatch.setattr(probe_neurons, "_LEAST_BYTES", MIB)
+    monkeypatch.setattr(probe_neurons, "_CACHES", 0)
     monkeypatch.setattr("hotset.tools.doctor.memory_rates", lambda counts, seconds: {n: 5e9 * n for n in counts})
     return tmp_path / "place"
 

@@ -58,6 +58,7 @@ def _lines(found: Probe) -> list[str]:
         )
     lines.append(f"             {rates.cpu_us_per_read:.1f} µs CPU per read")
     lines += [f"memory       {rate / 1e9:.1f} GB/s with {n} thread(s)" for n, rate in rates.memory_bytes_per_s.items()]
+    lines += [f"neurons      {rate / 1e9:.1f} GB/s with {n} thread(s)" for n, rate in rates.neuron_bytes_per_s.items()]
     lines += [f"int8         {rate:.0f} GMAC/s with {n} thread(s)" for n, rate in rates.int8_gmac_per_s.items()]
     return [*lines, f"kept in      {found.path}"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 20  # of the file; a full probe takes some ten KB
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Rates of one host and one file system. Tables are never empty and ascend by key."""
+    """Rates of one host and one file system. Tables ascend by key."""
 
     threads: int  # CPUs this process may use
     seq_bytes_per_s: float  # large reads in rising order, best depth
@@ -28,6 +28,9 @@ class Rates:
     int8_gmac_per_s: Mapping[int, float]  # by threads: 4-bit weights, 8-bit activations, 16 tokens at once
     backend: str = "pread"  # the faster one: "io_uring" or "pread"
     direct: bool = True  # False: no direct I/O here, so what was measured is the page cache
+    # By threads: bundles of 4-bit neurons in memory, padding left out, that decode of one sequence gets through, gate,
+    # up and down of each. Empty: not measured.
+    neuron_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
 
     def reads_per_s(self, block_bytes: int) -> float:
         """Random reads of a size that need not be in the table.
@@ -48,6 +51,10 @@ class Rates:
     def memory_rate(self, threads: int) -> float:
         """Bytes/s that `threads` threads stream; the nearest lower number measured, else the least."""
         return _at(self.memory_bytes_per_s, threads)
+
+    def neuron_rate(self, threads: int) -> float:
+        """Bytes/s of neurons in memory that `threads` threads compute; where not measured, what the memory gives."""
+        return _at(self.neuron_bytes_per_s or self.memory_bytes_per_s, threads)
 
     def gmac_rate(self, threads: int) -> float:
         """10^9 multiply-adds/s of `threads` threads; the nearest lower number measured, else the least."""
@@ -89,13 +96,19 @@ def rates_from_json(value: object, source: str) -> Rates:
     wanted = {f.name: f.type for f in fields(Rates)}
     if not isinstance(value, dict) or value.keys() != wanted.keys():
         raise FormatError(f"{source}: 'rates' must have exactly {', '.join(wanted)}; run `hotset probe --refresh`")
-    return Rates(**{name: _parsed(value[name], str(kind), f"{source}: {name}") for name, kind in wanted.items()})
+    optional = "neuron_bytes_per_s"
+    return Rates(
+        **{
+            name: _parsed(value[name], str(kind), f"{source}: {name}", name == optional)
+            for name, kind in wanted.items()
+        }
+    )
 
 
-def _parsed(value: object, kind: str, where: str) -> Any:
+def _parsed(value: object, kind: str, where: str, optional: bool) -> Any:
     if not kind.startswith("Mapping"):
         return _number(value, kind, where)
-    if not isinstance(value, dict) or not value or not all(k.isdecimal() and len(k) < 16 for k in value):
+    if not isinstance(value, dict) or not (value or optional) or not all(k.isdecimal() and len(k) < 16 for k in value):
         raise FormatError(f"{where} must map whole numbers to rates; run `hotset probe --refresh`")
     of = "int" if kind.endswith("int]") else "float"
     return {int(k): _number(value[k], of, f"{where}[{k}]") for k in sorted(value, key=int)}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, read_json, storage_error
@@ -17,6 +17,10 @@ from hotset.formats.progress import Progress, silent
 from hotset.planner.rates import FORMAT_VERSION, Rates, load_rates
 from hotset.tools.resolve import cache_dir
 
+if TYPE_CHECKING:
+    from hotset.tools.probe_drive import DriveSample
+
+Samples = Mapping[int, Sequence[float]]  # by threads
 _GOOD_ENOUGH = 0.95  # of the best rate: a deeper queue for less than that only costs memory and latency
 
 
@@ -77,13 +81,13 @@ def _kept(path: Path, full: bool) -> Probe | None:
 
 
 def _measure(folder: Path, full: bool, progress: Progress) -> Json:
-    from hotset.tools import doctor, probe_drive, probe_kernels
+    from hotset.tools import doctor, probe_drive, probe_kernels, probe_neurons
     from hotset.tools.plan_host import host_fingerprint
 
     grid, repeats, seconds = (probe_drive.FULL, 3, 0.5) if full else (probe_drive.QUICK, 2, 0.3)
     found = doctor.host()
     counts = probe_kernels.thread_counts(found.cpu.cores)
-    steps = _Steps(probe_drive.steps(grid) + 2 * repeats * len(counts), progress)
+    steps = _Steps(probe_drive.steps(grid) + 3 * repeats * len(counts), progress)
     load = os.getloadavg()[0]
     with probe_drive.file_to_read(folder) as file:
         read = {"path": str(file), "bytes": file.stat().st_size}
@@ -94,7 +98,14 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     kernels = probe_kernels.by_threads(
         lambda n: probe_kernels.int8_gmac_per_s(n, seconds), counts, repeats, lambda: steps.done("kernels")
     )
-    rates = summary(found.cpu.cores, drive, memory, kernels)
+    with probe_neurons.neuron_model(folder) as model:
+        neurons = probe_kernels.by_threads(
+            lambda n: probe_neurons.neuron_bytes_per_s(model, n, seconds),
+            counts,
+            repeats,
+            lambda: steps.done("neurons"),
+        )
+    rates = summary(found.cpu.cores, drive, memory, kernels, neurons)
     return {
         "format_version": FORMAT_VERSION,
         "mode": "full" if full else "quick",
@@ -108,6 +119,7 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
         "drive": [asdict(sample) for sample in drive],
         "memory_bytes_per_s": memory,
         "int8_gmac_per_s": kernels,
+        "neuron_bytes_per_s": neurons,
     }
 
 
@@ -122,12 +134,10 @@ class _Steps:
         self._progress(self._made, self._total, what)
 
 
-def summary(
-    cores: int, drive: Sequence[Any], memory: Mapping[int, Sequence[float]], kernels: Mapping[int, Sequence[float]]
-) -> Rates:
+def summary(cores: int, drive: Sequence[DriveSample], memory: Samples, kernels: Samples, neurons: Samples) -> Rates:
     """The rates that the samples show: the best of each, as anything else that runs only takes away.
 
-    drive: DriveSample; only those of the largest range count.
+    drive: only those of the largest range count.
     """
     largest = max(s.range_bytes for s in drive)
     whole = [s for s in drive if s.range_bytes == largest]
@@ -145,11 +155,16 @@ def summary(
         random_reads_per_s={block: sample.reads_per_s for block, sample in best.items()},
         best_depth={block: sample.depth for block, sample in best.items()},
         cpu_us_per_read=best[small].cpu_us_per_read,
-        memory_bytes_per_s={n: max(samples) for n, samples in sorted(memory.items())},
-        int8_gmac_per_s={n: max(samples) for n, samples in sorted(kernels.items())},
+        memory_bytes_per_s=_best(memory),
+        int8_gmac_per_s=_best(kernels),
+        neuron_bytes_per_s=_best(neurons),
         backend=backend,
         direct=all(s.direct for s in mine),
     )
+
+
+def _best(samples: Samples) -> dict[int, float]:
+    return {threads: max(rates) for threads, rates in sorted(samples.items())}
 
 
 def _file_system(folder: Path) -> dict[str, object]:
