@@ -14,6 +14,7 @@ from hotset import _core
 from hotset.config import ModelConfig
 from hotset.engine import Chunk, Completion, Engine, Request, Sample, Stats, Stream, TokenLogprob, score
 from hotset.engine.budget import KvType, parse_bytes
+from hotset.engine.cgroup import MemoryWatch, peak_memory
 from hotset.engine.native import draw_factory
 from hotset.engine.score import Perplexity
 from hotset.errors import InputError, UsageError
@@ -72,12 +73,12 @@ class LLM:
         _check_choices(threads, kv, load, predict)
         budget = None if memory is None else parse_bytes(memory)
         self.store = open_store(_find_store(model, ignore_keys))
-        described = resolve(self.store.config, ignore_keys=ignore_keys)
-        self.config: ModelConfig = described.config
+        self.descriptor = resolve(self.store.config, ignore_keys=ignore_keys)
+        self.config: ModelConfig = self.descriptor.config
         self.tokenizer = Tokenizer.load(self.store.path)
         file = None if plan is None else Path(plan).expanduser()
         options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, file)
-        core, allotment, self.plan = load_model(self.store, described, options)
+        core, allotment, self.plan = load_model(self.store, self.descriptor, options)
         dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
         self._engine: Engine | None = Engine(
             core,
@@ -88,6 +89,7 @@ class LLM:
             make_decoder=lambda: self.tokenizer.stream(skip_special=True),
             token_text=self.tokenizer.token_text,
             reuse=reuse and not dynamic,  # with dynamic RoPE, keys depend on the length of the whole text
+            watch=MemoryWatch(self.plan.bytes if self.plan else self.store.weight_bytes),
         )
         self._core: _core.Engine | None = core
 
@@ -202,8 +204,12 @@ class LLM:
 
     @property
     def stats(self) -> dict[str, float]:
-        """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_per_token."""
-        return self._native().stats
+        """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_per_token; peak_bytes of
+        the process, or of its cgroup if it has a limit; and of a packed model the counters of its neurons, see
+        docs/reference/plan.md, as neuron_candidates, neuron_missed, and so on."""
+        core = self._native()
+        neurons = {f"neuron_{name}": value for name, value in core.sparse_stats.items()}
+        return {**core.stats, "peak_bytes": float(peak_memory()[0]), **neurons}
 
     def clear(self) -> None:
         """Forgets finished prompts that were kept for reuse."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hotset.cli.options import EngineFlags
 from hotset.cli.progress import progress_bar
+from hotset.cli.text import note
 
 if TYPE_CHECKING:
     from hotset.llm import LLM
@@ -19,4 +20,8 @@ def load_model(model: str, flags: EngineFlags, *, quiet: bool = False) -> LLM:
     arguments = flags.arguments()
     with progress_bar(not quiet) as progress:
         store = resolve_model(model, ignore_keys=arguments.get("ignore_keys", ()), progress=progress)
-    return LLM(store, **arguments)
+    llm = LLM(store, **arguments)
+    if llm.plan is not None and not quiet:
+        for remark in llm.plan.notes:
+            note(f"note: {remark}")
+    return llm

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, probe, profile, pull, run
+from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, plan, probe, profile, pull, run
 from hotset.cli.text import note
 from hotset.errors import HotsetError
 
@@ -56,6 +56,7 @@ COMMANDS = (
     pull.pull,
     profile.profile,
     probe.probe,
+    plan.plan,
     inspect.inspect,
     bench.bench,
     doctor.doctor,

@@ -71,6 +71,15 @@ class EngineFlags:
     load: Annotated[
         str | None, typer.Option("--load", metavar="auto|read|mmap", help="Read the weights or map them.")
     ] = None
+    predict: Annotated[
+        str | None,
+        typer.Option(
+            "--predict", metavar="exact|auto", help="Packed models: auto allows predictors with a small loss."
+        ),
+    ] = None
+    plan: Annotated[
+        str | None, typer.Option("--plan", metavar="FILE", help="Packed models: what `hotset plan -o` wrote.")
+    ] = None
     isa: Annotated[str | None, typer.Option("--isa", help="Force kernels; `hotset doctor` lists them.")] = None
     ignore_key: Annotated[
         list[str] | None, typer.Option("--ignore-key", help="Run although this key of config.json is not understood.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hotset.engine import Completion, Sample
     from hotset.llm import LLM
     from hotset.params import SamplingParams
+    from hotset.tools.run_stats import RunStats
 
 Prompt = str | list[dict[str, str]]
 
@@ -36,6 +37,7 @@ def run(
     ] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Begin the answer with the prompt.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no figures at the end.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print latencies, neurons, reads, bound and memory.")] = False,
     json: JsonFlag = False,
     *,
     engine: EngineFlags,
@@ -50,15 +52,21 @@ def run(
     started = time.perf_counter()
     with load_model(model, engine, quiet=json) as llm:
         loaded = time.perf_counter() - started
-        completion = _answer(llm, as_asked(llm, text, system, raw), params, live=not json and samples == 1)
+        completion, before = _answer(llm, as_asked(llm, text, system, raw), params, live=not json and samples == 1)
+        measured = _stats(llm, completion, before) if stats else None
         if json:
+            more = {} if measured is None else {"stats": asdict(measured)}
             for sample in completion.samples:
-                print_json(_as_json(llm, model, completion, sample, loaded))
+                print_json(_as_json(llm, model, completion, sample, loaded) | more)
             return
     if samples > 1:
         print(*(f"--- {i}\n{sample.text}" for i, sample in enumerate(completion.samples, 1)), sep="\n")
     if not quiet:
         note(figures(completion, loaded))
+    if measured is not None:
+        from hotset.tools.run_stats import lines
+
+        note("\n".join(lines(measured)))
 
 
 def as_asked(llm: LLM, text: str, system: str | None, raw: bool) -> Prompt:
@@ -73,17 +81,25 @@ def as_asked(llm: LLM, text: str, system: str | None, raw: bool) -> Prompt:
     return [*start, {"role": "user", "content": text}]
 
 
-def _answer(llm: LLM, asked: Prompt, params: SamplingParams, *, live: bool) -> Completion:
-    """The whole answer; `live` prints it as it comes."""
+def _answer(llm: LLM, asked: Prompt, params: SamplingParams, *, live: bool) -> tuple[Completion, dict[str, float]]:
+    """The whole answer, and llm.stats when its first token had come; `live` prints it as it comes."""
+    before: dict[str, float] = {}
     with llm.stream(asked, params) as stream:
         if live and params.echo and isinstance(asked, str):
             print(asked, end="", flush=True)
         for chunk in stream:
+            before = before or llm.stats
             if live and chunk.text:
                 print(chunk.text, end="", flush=True)
         if live:
             print(flush=True)
-        return stream.completion
+        return stream.completion, before
+
+
+def _stats(llm: LLM, completion: Completion, before: dict[str, float]) -> RunStats:
+    from hotset.tools.run_stats import run_stats
+
+    return run_stats(llm, completion, before)
 
 
 def _as_json(llm: LLM, model: str, completion: Completion, sample: Sample, loaded: float) -> dict[str, Any]:

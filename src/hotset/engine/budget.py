@@ -9,6 +9,7 @@ from typing import Literal
 
 from hotset.config import ModelConfig
 from hotset.engine.backend import PAGE
+from hotset.engine.cgroup import memory_group
 from hotset.errors import MemoryBudgetError, UsageError
 
 KvType = Literal["f16", "int8"]
@@ -167,16 +168,6 @@ def _kib(path: str, key: str) -> int:
 
 
 def _cgroup_free() -> int:
-    """What the cgroup this process starts in may still take; a huge number without a limit."""
-    root = Path("/sys/fs/cgroup")
-    for limit, used in (
-        (root / "memory.max", root / "memory.current"),
-        (root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            text = limit.read_text().strip()
-            if text != "max":
-                return max(0, int(text) - int(used.read_text()))
-        except (OSError, ValueError):
-            continue
-    return 1 << 62
+    """What the tightest cgroup of this process may still take; a huge number without a limit."""
+    group = memory_group()
+    return 1 << 62 if group is None else max(0, group.limit - group.used)

@@ -23,7 +23,7 @@ class Engine:
 
     core: the native engine. context: most tokens of a sequence, prompt and output; its KV cache must hold that many.
     draw_factory: makes the sampler of a sequence. make_decoder: tokens to text. token_text: of one token.
-    reuse: whether finished sequences are kept for prompts that begin alike.
+    reuse: whether finished sequences are kept for prompts that begin alike. watch: called before every step.
     """
 
     def __init__(
@@ -37,12 +37,14 @@ class Engine:
         make_decoder: Callable[[], Decoder],
         token_text: Callable[[int], str],
         reuse: bool = True,
+        watch: Callable[[], None] = lambda: None,
     ) -> None:
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
         self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
         self.lock = FairLock()
+        self._watch = watch
         self._requests = 0
 
     def submit(
@@ -113,6 +115,7 @@ class Engine:
         slices = self._scheduler.plan()
         if not slices:
             return
+        self._watch()
         try:
             self._compute(slices)
             self._draw_all([s.sequence for s in slices if s.sequence.pending == 0])
@@ -176,7 +179,8 @@ class Engine:
         chunk = Chunk(text, token, logprob, top, sequence.index, sequence.finish_reason, reason)
         sequence.chunks.append(chunk)
         request.chunks.append(chunk)
-        request.first_token = request.first_token or time.perf_counter()
+        if sequence.index == 0:
+            request.times.append(time.perf_counter())
         if chunk.finish_reason is not None:
             self._end(sequence, keep=True)
 

@@ -54,6 +54,7 @@ class Stats:
     output_tokens: int  # of all samples
     ttft: float  # from request to first token
     total: float
+    latencies: tuple[float, ...] = ()  # of each token of the first sample after its first
 
     @property
     def prefill_rate(self) -> float:
@@ -65,6 +66,11 @@ class Stats:
         """Tokens per second after the first, which belongs to the prompt's time; 0 if there was no second."""
         elapsed = self.total - self.ttft
         return (self.output_tokens - 1) / elapsed if self.output_tokens > 1 and elapsed > 0 else 0.0
+
+    def latency(self, share: float) -> float:
+        """Seconds within which this share of the tokens after the first came, such as 0.99; 0 if there were none."""
+        ordered = sorted(self.latencies)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from hotset.engine.backend import Decoder, Draw
 from hotset.engine.output import Chunk, Completion, FinishReason, Sample, Stats
@@ -63,7 +64,7 @@ class Request:
     abandoned: bool = False  # nobody reads it any more; the engine cancels it before its next step
     cached_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
-    first_token: float | None = None
+    times: list[float] = field(default_factory=list)  # when each token of the first sample came
     ended: float | None = None
 
     @property
@@ -77,7 +78,8 @@ class Request:
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached_tokens,
             output_tokens=sum(len(s.chunks) for s in self.sequences),
-            ttft=(self.first_token or end) - self.started,
+            ttft=(self.times[0] if self.times else end) - self.started,
             total=end - self.started,
+            latencies=tuple(later - before for before, later in pairwise(self.times)),
         )
         return Completion(tuple(s.sample() for s in self.sequences), self.seed, stats)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,16 @@ class Plan:
         return {"format_version": FORMAT_VERSION, **data}
 
     def check(self, wanted: MadeFor, source: str) -> None:
-        """Raises UsageError naming the first thing that this plan was not made for."""
-        for field in fields(MadeFor):
-            got, want = getattr(self.made_for, field.name), getattr(wanted, field.name)
+        """Raises UsageError if this plan was made for another model, host, version or format of the KV cache."""
+        mine = self.made_for
+        for what, got, want in (
+            ("another model", mine.model, wanted.model),
+            ("another host", mine.host, wanted.host),
+            (f"hotset {mine.hotset}, not {wanted.hotset}", mine.hotset, wanted.hotset),
+            (f"a KV cache of {mine.kv}, not {wanted.kv}", mine.kv, wanted.kv),
+        ):
             if got != want:
-                what = {"model": "another model", "host": "another host"}.get(field.name, f"{field.name} {got}")
-                but = "" if field.name in ("model", "host") else f", not {want}"
-                raise UsageError(f"{source} was made for {what}{but}; make it again with `hotset plan`")
+                raise UsageError(f"{source} was made for {what}; make it again with `hotset plan`")
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -21,15 +21,15 @@ from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.profile import PROFILE_FILE, load_profile
 from hotset.formats.store import Store
 from hotset.loader import Predict
-from hotset.models import Model, least_gate
+from hotset.models import Model
 from hotset.models.gate import ZERO_BELOW
 from hotset.planner import plan as planner
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes, Predictor
-from hotset.quant import packed_bytes
+from hotset.planner.sizes import PIECE_NEURONS, Predictor
 from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
+from hotset.tools.plan_sizes import neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
 _TIGHT_CONTEXT = 2048
@@ -58,7 +58,7 @@ def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = 
     if file is not None:
         plan = read_plan(file)
         plan.check(wanted, str(file))
-        _check_fits(plan, wishes.memory)
+        _check_agrees(plan, wishes)
         return plan
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
@@ -90,8 +90,8 @@ class _Planning:
         self.rates: Rates | None = host_rates(store)
         self.threads = wishes.threads or (self.rates.threads if self.rates else len(_allowed_cpus()))
         self.trained: Predictors | None = read_predictors(store.path, self.info) if wishes.predict == "auto" else None
-        self.resident = sum(e.bytes for e in store.entries.values() if e.path != self.info.path)
-        self.sizes = self._sizes()
+        self.resident = resident_bytes(store)
+        self.sizes = neuron_sizes(store, model, self.trained)
         self.notes: list[str] = list(storage_remarks(store, self.rates))
         self.profiled = self._profiled()
 
@@ -100,7 +100,7 @@ class _Planning:
         allotment = self._allotment(depth)
         fixed = self.resident + self._overhead(depth, allotment.max_step_tokens)
         room = self._room(fixed, allotment)
-        host = planner.Host(self.threads, self._read_per_token(), self.rates)
+        host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
         placement = planner.place(self.sizes, room, self._predictors(), self.profiled, host)
         placement = self._overridden(placement, host, room)
         self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
@@ -119,20 +119,6 @@ class _Planning:
             memory=self._memory(placement, depth, allotment),
             forecast=placement.forecast,
             notes=tuple(self.notes),
-        )
-
-    def _sizes(self) -> NeuronSizes:
-        info, layout = self.info, self.info.layout
-        predicts = least_gate(self.model, self.store.entries) is not None
-        return NeuronSizes(
-            layers=info.layers,
-            ffn=info.ffn,
-            hidden=info.hidden,
-            gated=info.gated,
-            vector_bytes=layout.vector_bytes,
-            stride=info.stride,
-            gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
-            low_rank_bytes=self.trained.bytes if self.trained else 0,
         )
 
     def _predictors(self) -> list[Predictor]:
@@ -202,13 +188,6 @@ class _Planning:
             self.config, fixed, self.host, kv=self.wishes.kv, memory=self.wishes.memory, allotment=allotment
         )
 
-    def _read_per_token(self) -> int:
-        """Bytes of weights outside the FFNs that a token reads: all but the embeddings, unless they are the head."""
-        tables = {spec.name: spec.role for spec in self.model.tensors if spec.role in ("embed", "position")}
-        has_head = any(spec.role == "head" and spec.name in self.store.entries for spec in self.model.tensors)
-        unread = {name for name, role in tables.items() if role == "position" or has_head}
-        return self.resident - sum(self.store.entries[name].bytes for name in unread if name in self.store.entries)
-
     def _overridden(self, placement: Placement, host: planner.Host, room: int) -> Placement:
         """The placement with what the user chose. Raises MemoryBudgetError if that does not fit."""
         if not self.given.keys() & {"hot", "cold_slots"}:
@@ -258,9 +237,17 @@ def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:
     return plan if plan.made_for == wanted and grown < RESERVE // 8 and plan.bytes <= memory else None
 
 
-def _check_fits(plan: Plan, memory: int | None) -> None:
+def _check_agrees(plan: Plan, wishes: Wishes) -> None:
+    """A plan from a file decides; what was asked for besides must not say otherwise."""
+    memory = wishes.memory or plan.made_for.memory
     if memory is not None and plan.bytes > memory:
-        raise MemoryBudgetError(f"the plan takes {plan.bytes} bytes, the budget is {memory}; make it again")
+        raise MemoryBudgetError(
+            f"the plan takes {plan.bytes >> 20} MiB, the budget is {memory >> 20} MiB; make one with `hotset plan`"
+        )
+    asked = {"context": wishes.context, "threads": wishes.threads, "kv_tokens": wishes.kv_tokens}
+    for name, want in asked.items():
+        if want is not None and want != getattr(plan, name):
+            raise UsageError(f"{name} is {want}, the plan says {getattr(plan, name)}; leave one of them out")
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:

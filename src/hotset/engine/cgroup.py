@@ -1,0 +1,101 @@
+"""The memory that the kernel counts for this process and those it shares a limit with."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_MOUNT = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # version 1 says a number near 2^63 for "none"
+
+
+class MemoryLimitWarning(RuntimeWarning):
+    """The system grants less memory than the model was loaded for."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGroup:
+    """A limited cgroup, page cache included in all numbers (bytes)."""
+
+    limit: int
+    used: int
+    peak: int | None  # None: this kernel does not say
+
+
+def memory_group(proc: Path = Path("/proc/self/cgroup"), mount: Path = _MOUNT) -> MemoryGroup | None:
+    """The tightest limit on this process; None if there is none."""
+    groups = [group for folder in _folders(proc, mount) if (group := _read(folder)) is not None]
+    return min(groups, key=lambda group: group.limit, default=None)
+
+
+def _folders(proc: Path, mount: Path) -> Iterator[Path]:
+    """The process's cgroup and those around it, of version 2 and of version 1's memory controller."""
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        root = mount / "memory" if controllers else mount
+        own = root / path.lstrip("/")
+        yield from (folder for folder in (own, *own.parents) if folder == root or root in folder.parents)
+
+
+def _read(folder: Path) -> MemoryGroup | None:
+    for limit, used, peak in (
+        ("memory.max", "memory.current", "memory.peak"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+    ):
+        most = _number(folder / limit)
+        if most is not None and most < _NO_LIMIT:
+            return MemoryGroup(most, _number(folder / used) or 0, _number(folder / peak))
+    return None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def peak_memory() -> tuple[int, str]:
+    """Most bytes so far, and whose: of the "cgroup" (page cache included) where one has a limit, or the "process"."""
+    group = memory_group()
+    if group is not None and group.peak is not None:
+        return group.peak, "cgroup"
+    return _high_water_mark(), "process"
+
+
+def _high_water_mark() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("/proc/self/status has no VmHWM")
+
+
+class MemoryWatch:
+    """Warns, once, if the limit of the cgroup falls below what the model takes. Looks once a second at most."""
+
+    def __init__(self, needed: int) -> None:
+        self._needed, self._next, self._warned = needed, 0.0, False
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self._warned or now < self._next:
+            return
+        self._next = now + 1.0
+        group = memory_group()
+        if group is not None and group.limit < self._needed:
+            self._warned = True
+            warnings.warn(
+                f"the memory limit has fallen to {group.limit >> 20} MiB; the model was loaded for "
+                f"{self._needed >> 20} MiB, so the system may end or stall it: load it again with a smaller budget",
+                MemoryLimitWarning,
+                stacklevel=2,
+            )

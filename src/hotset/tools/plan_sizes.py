@@ -1,0 +1,38 @@
+"""Sizes of a packed store that a plan needs."""
+
+from __future__ import annotations
+
+from hotset.formats.predictors import Predictors
+from hotset.formats.store import Store
+from hotset.models import Model, least_gate
+from hotset.planner.sizes import NeuronSizes
+from hotset.quant import packed_bytes
+
+
+def neuron_sizes(store: Store, model: Model, trained: Predictors | None) -> NeuronSizes:
+    """trained: predictors that may be used; None: none."""
+    info = store.neurons
+    assert info is not None
+    predicts = least_gate(model, store.entries) is not None
+    return NeuronSizes(
+        layers=info.layers,
+        ffn=info.ffn,
+        hidden=info.hidden,
+        gated=info.gated,
+        vector_bytes=info.layout.vector_bytes,
+        stride=info.stride,
+        gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
+        low_rank_bytes=trained.bytes if trained else 0,
+    )
+
+
+def resident_bytes(store: Store) -> int:
+    """Of all weights but the neurons; they stay in memory."""
+    return sum(e.bytes for e in store.entries.values() if store.neurons is None or e.path != store.neurons.path)
+
+
+def read_per_token(store: Store, model: Model) -> int:
+    """Bytes of weights outside the FFNs that a token reads: all but the embeddings, unless they are the head."""
+    has_head = any(spec.role == "head" and spec.name in store.entries for spec in model.tensors)
+    unread = {spec.name for spec in model.tensors if spec.role == "position" or (spec.role == "embed" and has_head)}
+    return resident_bytes(store) - sum(store.entries[name].bytes for name in unread if name in store.entries)

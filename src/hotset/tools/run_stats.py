@@ -1,0 +1,113 @@
+"""What decoding took: speed, neurons hit and missed, the drive's part, and how near it came to what bounds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hotset.engine import Completion
+from hotset.engine.cgroup import peak_memory
+from hotset.formats.predictors import read_predictors
+
+if TYPE_CHECKING:
+    from hotset.llm import LLM
+    from hotset.planner.model_cost import Forecast
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """Of the tokens after the first; per token where a name does not say otherwise."""
+
+    tokens: int
+    tokens_per_s: float
+    p50_s: float  # latencies
+    p90_s: float
+    p99_s: float
+    peak_bytes: int  # most memory so far
+    peak_of: str  # "cgroup", page cache included, or "process"
+    neurons: NeuronStats | None = None  # of a packed model
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronStats:
+    candidates: float  # computed at least in part
+    active: float
+    missed: float
+    reads: float
+    drive_bytes: float
+    stall_s: float  # waiting for the drive with nothing to compute
+    bound: Forecast | None  # what these numbers imply on this host; None: it was not probed
+
+    @property
+    def hit_rate(self) -> float:
+        return 1 - self.missed / self.candidates if self.candidates else 1.0
+
+
+def run_stats(llm: LLM, completion: Completion, before: Mapping[str, float]) -> RunStats:
+    """Of one request that ran alone. before: llm.stats when its first token had come."""
+    stats, tokens = completion.stats, len(completion.stats.latencies)
+    peak, peak_of = peak_memory()
+    return RunStats(
+        tokens=tokens,
+        tokens_per_s=stats.decode_rate,
+        p50_s=stats.latency(0.5),
+        p90_s=stats.latency(0.9),
+        p99_s=stats.latency(0.99),
+        peak_bytes=peak,
+        peak_of=peak_of,
+        neurons=None if llm.plan is None or tokens == 0 else _neurons(llm, before, tokens),
+    )
+
+
+def _neurons(llm: LLM, before: Mapping[str, float], tokens: int) -> NeuronStats:
+    after = llm.stats
+    names = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
+    each = {name: (after[f"neuron_{name}"] - before[f"neuron_{name}"]) / tokens for name in names}
+    candidates, active, missed = each["candidates"], each["active"], each["missed"]
+    return NeuronStats(
+        candidates,
+        active,
+        missed,
+        reads=each["reads"],
+        drive_bytes=each["bytes_read"],
+        stall_s=each["stall_seconds"],
+        bound=_bound(llm, candidates, active, missed),
+    )
+
+
+def _bound(llm: LLM, candidates: float, active: float, missed: float) -> Forecast | None:
+    from hotset.planner.model_cost import Demand, forecast
+    from hotset.tools.plan_host import host_rates
+    from hotset.tools.plan_sizes import neuron_sizes, read_per_token
+
+    rates, plan, neurons = host_rates(llm.store), llm.plan, llm.store.neurons
+    if rates is None or plan is None or neurons is None:
+        return None
+    trained = read_predictors(llm.store.path, neurons) if plan.predictor == "low-rank" else None
+    sizes = neuron_sizes(llm.store, llm.descriptor, trained)
+    resident = read_per_token(llm.store, llm.descriptor)
+    return forecast(sizes, plan.predictor, Demand(candidates, active, missed), resident, rates, plan.threads)
+
+
+def lines(stats: RunStats) -> list[str]:
+    """The stats for people."""
+    found = [
+        f"decode   {stats.tokens_per_s:.2f} tokens/s over {stats.tokens} tokens; latency P50 {stats.p50_s * 1e3:.1f} ms"
+        f", P90 {stats.p90_s * 1e3:.1f} ms, P99 {stats.p99_s * 1e3:.1f} ms",
+    ]
+    if (n := stats.neurons) is not None:
+        found += [
+            f"neurons  a token: {n.candidates:.0f} computed, {n.active:.0f} active, {n.missed:.0f} missed "
+            f"({n.hit_rate:.2%} in memory)",
+            f"drive    a token: {n.reads:.0f} reads, {n.drive_bytes / 1e6:.2f} MB, {n.stall_s * 1e3:.2f} ms waiting",
+        ]
+        if n.bound is not None:
+            reached = stats.tokens_per_s / n.bound.bound_tokens_per_s
+            found.append(
+                f"bound    {n.bound.bound}: at most {n.bound.bound_tokens_per_s:.1f} tokens/s, reached {reached:.0%} "
+                f"(drive {n.bound.drive_s * 1e3:.2f} ms, memory {n.bound.memory_s * 1e3:.2f} ms, "
+                f"compute {n.bound.compute_s * 1e3:.2f} ms)"
+            )
+    where = "of the cgroup, page cache included" if stats.peak_of == "cgroup" else "of the process"
+    return [*found, f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
