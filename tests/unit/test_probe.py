@@ -27,7 +27,7 @@ RATES = Rates(
     int8_gmac_per_s={1: 100.0, 2: 190.0},
     neuron_bytes_per_s={1: 7e9},
 )
-SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.01)
+SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.005, 2)
 
 
 def sample(backend: str, block: int, depth: int, reads: float, *, random: bool = True, size: int = 100) -> DriveSample:
@@ -100,6 +100,20 @@ def test_summary_takes_the_best() -> None:
     assert rates.cpu_us_per_read == pytest.approx(1e6 / 97e3)
     assert (rates.memory_bytes_per_s, rates.int8_gmac_per_s) == ({1: 3.0, 2: 6.0}, {1: 9.0})
     assert rates.neuron_bytes_per_s == {1: 2.0}
+
+
+def test_equal_back_ends_are_told_apart_by_cpu() -> None:
+    def backend(*reads_and_cpu: tuple[float, float]) -> str:
+        random = [
+            replace(sample(name, 4096, 8, reads), cpu_us_per_read=cpu)
+            for name, (reads, cpu) in zip(("pread", "io_uring"), reads_and_cpu, strict=True)
+        ]
+        order = [sample(name, MIB, 4, 1e3, random=False) for name in ("pread", "io_uring")]
+        return tool.summary(2, random + order, {1: [1.0]}, {1: [1.0]}, {1: [1.0]}).backend
+
+    assert backend((100e3, 8), (90e3, 3)) == "io_uring"
+    assert backend((100e3, 8), (60e3, 3)) == "pread"
+    assert backend((60e3, 8), (100e3, 9)) == "io_uring"
 
 
 def test_drive_samples(tmp_path: Path) -> None:

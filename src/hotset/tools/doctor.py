@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 from hotset import _core
-from hotset.errors import StorageError
+from hotset.tools.probe_drive import backends, scratch_file
 
 _MIB = 1 << 20
 _DRIVE_FILE_BYTES = 256 * _MIB
@@ -153,11 +149,10 @@ def drive_rates(folder: Path, seconds: float = 0.5) -> list[DriveRate]:
 
     Raises StorageError if the file cannot be written.
     """
-    backends = ["pread", *(["io_uring"] if _core.io_info()["io_uring_works"] else [])]
-    with _scratch_file(folder) as path:
+    with scratch_file(folder, _DRIVE_FILE_BYTES) as path:
         return [
             _drive_rate(str(path), backend, block, depth, random, seconds)
-            for backend in backends
+            for backend in backends()
             for block, depth, random in ((_MIB, 8, False), (16384, 32, True), (4096, 32, True))
         ]
 
@@ -165,30 +160,6 @@ def drive_rates(folder: Path, seconds: float = 0.5) -> list[DriveRate]:
 def _drive_rate(path: str, backend: str, block: int, depth: int, random: bool, seconds: float) -> DriveRate:
     rates = _core.drive_read(path, block, depth, backend, random, seconds)
     return DriveRate(backend, block, depth, random, rates["bytes_per_s"], rates["cpu_us_per_read"])
-
-
-@contextmanager
-def _scratch_file(folder: Path) -> Iterator[Path]:
-    with _random_file(folder) as file:
-        yield Path(file.name)
-
-
-def _random_file(folder: Path) -> IO[bytes]:
-    """A file of random bytes that lies on the drive, not only in the page cache; removed when closed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-")  # noqa: SIM115 - the caller closes it
-        block = os.urandom(_MIB)
-        for _ in range(_DRIVE_FILE_BYTES // _MIB):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError as error:
-        raise StorageError(
-            f"cannot write a scratch file of {_DRIVE_FILE_BYTES // _MIB} MiB in {folder}: {error.strerror}; "
-            "name another folder with --path"
-        ) from error
-    return file
 
 
 def advice(found: Host) -> list[str]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hotset.tools.probe_drive import DriveSample
 
 Samples = Mapping[int, Sequence[float]]  # by threads
+_ABOUT_EQUAL = 0.85  # of the reads/s of the faster back end: as far as repeated measurements differ
 _GOOD_ENOUGH = 0.95  # of the best rate: a deeper queue for less than that only costs memory and latency
 
 
@@ -142,7 +143,7 @@ def summary(cores: int, drive: Sequence[DriveSample], memory: Samples, kernels: 
     largest = max(s.range_bytes for s in drive)
     whole = [s for s in drive if s.range_bytes == largest]
     small = min(s.block_bytes for s in whole if s.random)
-    backend = max((s for s in whole if s.random and s.block_bytes == small), key=lambda s: s.reads_per_s).backend
+    backend = _backend([s for s in whole if s.random and s.block_bytes == small])
     mine = [s for s in whole if s.backend == backend]
     best = {}
     for block in sorted({s.block_bytes for s in mine if s.random}):
@@ -161,6 +162,13 @@ def summary(cores: int, drive: Sequence[DriveSample], memory: Samples, kernels: 
         backend=backend,
         direct=all(s.direct for s in mine),
     )
+
+
+def _backend(samples: Sequence[DriveSample]) -> str:
+    """The faster one; the one that takes less CPU if they are about equal."""
+    best = {s.backend: s for s in sorted(samples, key=lambda s: s.reads_per_s)}  # the last of each stays
+    enough = _ABOUT_EQUAL * max(s.reads_per_s for s in best.values())
+    return min((s for s in best.values() if s.reads_per_s >= enough), key=lambda s: s.cpu_us_per_read).backend
 
 
 def _best(samples: Samples) -> dict[int, float]:

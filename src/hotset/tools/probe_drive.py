@@ -39,18 +39,19 @@ class DriveSample:
 
 @dataclass(frozen=True, slots=True)
 class DriveGrid:
-    """What to measure. Every combination takes `seconds`."""
+    """What to measure. Every combination takes `seconds` in each of `passes`: what else a drive has to do varies."""
 
     blocks: Sequence[int]
     depths: Sequence[int]
     sequential_depths: Sequence[int]
     ranges: Sequence[int]  # smaller files that 4 KiB reads go to, besides the main one
     seconds: float
+    passes: int
 
 
-QUICK = DriveGrid((4096, 8192, 16384, 65536, MIB), (4, 16, 64), (4, 16), (), 0.15)
+QUICK = DriveGrid((4096, 8192, 16384, 65536, MIB), (4, 16, 64), (4, 16), (), 0.1, 2)
 FULL = DriveGrid(
-    [4096 << i for i in range(9)], [1 << i for i in range(7)], (1, 2, 4, 8, 16), (128 * MIB, 512 * MIB), 0.3
+    [4096 << i for i in range(9)], [1 << i for i in range(7)], (1, 2, 4, 8, 16), (128 * MIB, 512 * MIB), 0.2, 2
 )
 
 
@@ -65,6 +66,7 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
     ways += [(block, depth, True) for block in grid.blocks for depth in grid.depths]
     samples = [
         _sample(path, backend, *way, grid.seconds, done)
+        for _ in range(grid.passes)
         for backend in backends()
         for way in ways
         if way[0] <= path.stat().st_size
@@ -73,6 +75,7 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
         with scratch_file(path.parent, size) as small:
             samples += [
                 _sample(small, backend, 4096, depth, True, grid.seconds, done)
+                for _ in range(grid.passes)
                 for backend in backends()
                 for depth in grid.depths
             ]
@@ -82,7 +85,7 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
 def steps(grid: DriveGrid) -> int:
     """Most measurements that `measure` makes."""
     per_file = len(grid.sequential_depths) + len(grid.blocks) * len(grid.depths) + len(grid.ranges) * len(grid.depths)
-    return len(backends()) * per_file
+    return grid.passes * len(backends()) * per_file
 
 
 def _sample(
