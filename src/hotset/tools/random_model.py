@@ -215,8 +215,11 @@ def gguf_metadata(shape: ModelShape, kind: str) -> dict[str, Any]:
 def random_vocabulary(size: int) -> tuple[list[str], list[str]]:
     """A byte-level BPE vocabulary of `size` tokens and its merges: bytes, runs of 2 to 4 letters, an end of text."""
     tokens = _byte_tokens()
-    pairs = [(a, b) for a in ("\u0120", *_LETTERS) for b in _LETTERS]
+    space = "\u0120"
+    pairs = [(a, b) for a in (space, *_LETTERS) for b in _LETTERS]
     words = [a + b for a, b in pairs]
+    # Else every sixth token of English would be a space alone, in front of a capital, a digit or a sign.
+    pairs += [(space, chr(code)) for code in range(0x21, 0x7F) if chr(code) not in _LETTERS]
     triples = ((a, b) for a in words for b in _LETTERS)
     quadruples = ((a, b) for a in words for b in words[len(_LETTERS) :])
     merges = list(islice(chain(pairs, triples, quadruples), size - len(tokens) - 1))
