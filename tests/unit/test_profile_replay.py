@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.errors import UsageError
-from hotset.planner.replay import POLICIES, replay, replay_belady
+from hotset.planner.replay import POLICIES, replay, replay_belady, replay_static, replay_window
 from tests.sparse_models import SparseModel, make_sparse_model, tiny_config
 
 Active = NDArray[np.bool_]
@@ -98,6 +98,26 @@ def test_no_policy_beats_belady(policy: str) -> None:
         assert (best.cumsum() <= got.cumsum()).all()
     everything = replay(active, [0, 0, 0], 240, policy).sum()
     assert everything == active.any(axis=0).sum() == replay_belady(active, [0, 0, 0], 240).sum()
+
+
+def test_window() -> None:
+    active = sticky(2, 40, 2, 30)
+    misses, held = replay_window(active, 3)
+    for t in range(40):
+        before = {(layer, k) for back in active[max(t - 3, 0) : t] for layer, k in np.argwhere(back)}
+        now = {(layer, k) for layer, k in np.argwhere(active[t])}
+        assert (misses[t], held[t]) == (len(now - before), len(before))
+
+
+@pytest.mark.parametrize("slots", [0, 7, 31, 60])
+def test_static(slots: int) -> None:
+    active = sticky(3, 40, 2, 30)
+    counts = active.sum(axis=0)
+    ranked = sorted((-counts[layer, k], layer, k) for layer in range(2) for k in range(30))
+    kept = {(layer, k) for _, layer, k in ranked[:slots]}
+    want = [sum((layer, k) not in kept for layer, k in np.argwhere(token)) for token in active]
+    assert replay_static(active, counts, slots).tolist() == want
+    assert sum(want) >= replay_belady(active, [0, 0], slots).sum() - slots  # which begins with an empty cache
 
 
 def test_unknown_policy() -> None:

@@ -79,6 +79,31 @@ def replay_belady(active: Active, hot: Sequence[int], slots: int) -> Counts:
     return belady_misses(cold, slots)
 
 
+def replay_window(active: Active, window: int) -> tuple[Counts, Counts]:
+    """The policy of LLM in a Flash (arXiv:2312.11514): memory holds what the last `window` tokens used, and no more.
+
+    Returns: misses of each token and neurons held when it begins, [tokens] each; from an empty cache.
+    """
+    held = np.zeros(len(active), np.int64)
+    misses = np.empty(len(active), np.int64)
+    for token, wanted in enumerate(active):
+        kept = active[max(token - window, 0) : token].any(axis=0)
+        held[token] = np.count_nonzero(kept)
+        misses[token] = np.count_nonzero(wanted & ~kept)
+    return misses, held
+
+
+def replay_static(active: Active, counts: Counts, slots: int) -> Counts:
+    """Misses of each token where the `slots` neurons with the largest counts [layers, neurons] stay: [tokens].
+
+    The placement of PowerInfer (arXiv:2312.12456) for neurons of equal size; ties keep the lower index.
+    """
+    cold = np.ones(counts.size, bool)
+    cold[np.argsort(-counts, axis=None, kind="stable")[:slots]] = False
+    misses: Counts = np.count_nonzero(active & cold.reshape(counts.shape), axis=(1, 2))
+    return misses
+
+
 def _make(policy: str, slots: int) -> Policy:
     if policy == "lru":
         return _Lru(slots)

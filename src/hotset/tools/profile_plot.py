@@ -40,6 +40,8 @@ def plot(profile: Profile, found: ProfileReport, path: Path) -> None:
     _concentration(curves, profile, found)
     _reuse(reuse, found)
     _batches(batches, found)
+    for axes in (zeros, reuse, batches):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(f"{profile.layers} layers of {profile.ffn} neurons, {profile.tokens} tokens")
     try:
         figure.savefig(path, dpi=150)

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.formats.profile import BATCHES, LEAST_TOKENS, REUSE_WINDOWS, Profile
-from hotset.planner.replay import POLICIES, replay, replay_belady
+from hotset.planner.replay import POLICIES, replay, replay_belady, replay_static, replay_window
 from hotset.planner.statistics import concentration
 
 SHARES = (0.25, 0.5, 0.75)  # of all neurons that are in memory in a replay
+WINDOW = 5  # tokens, as LLM in a Flash
 WARM_UP = 0.25  # of the trace, which fills the cache before misses count
 _LEAST_SPARSE = 0.5  # share of zeros below which reading neurons one by one cannot pay
 
@@ -33,8 +34,10 @@ class LayerFigures:
 class Replayed:
     """Misses of a cache for all layers together, on the trace, after warming up; share of active neurons."""
 
-    policy: str  # "belady": the best that any policy could do
-    share: float  # of all neurons that the cache has room for
+    policy: (
+        str  # of the engine, or: "static" (what the profile counts most), "belady" (the best there can be), "window"
+    )
+    share: float  # of all neurons that the cache has room for; of "window": that it holds, mean over tokens
     mean: float
     p99: float  # over tokens
 
@@ -58,7 +61,7 @@ def report(profile: Profile, *, with_replay: bool = True) -> ProfileReport:
         model=model,
         model_wide_concentration=concentration(profile.counts[0]),
         layers=layers,
-        replayed=replays(profile.active()) if with_replay else [],
+        replayed=replays(profile.active(), profile.counts[0]) if with_replay else [],
         notes=notes(profile),
     )
 
@@ -78,23 +81,29 @@ def notes(profile: Profile) -> list[str]:
     return found
 
 
-def replays(active: NDArray[np.bool_]) -> list[Replayed]:
-    """Every policy and the best there can be, at every share. active: [tokens, layers, neurons]."""
-    _, layers, neurons = active.shape
+def replays(active: NDArray[np.bool_], counts: NDArray[np.int64]) -> list[Replayed]:
+    """Every policy at every share. active: [tokens, layers, neurons]; counts: [layers, neurons], of the whole text."""
     used = active.sum(axis=(1, 2))
-    nothing_hot = [0] * layers
+    nothing_hot = [0] * active.shape[1]
     found = []
     for share in SHARES:
-        slots = round(share * layers * neurons)
+        slots = round(share * counts.size)
         for policy in POLICIES:
             misses = replay(active, nothing_hot, slots, policy).sum(axis=1)
             found.append(_replayed(policy, share, misses, used))
+        found.append(_replayed("static", share, replay_static(active, counts, slots), used))
         found.append(_replayed("belady", share, replay_belady(active, nothing_hot, slots), used))
-    return found
+    misses, held = replay_window(active, WINDOW)
+    warm = held[_warm_up(len(held)) :]
+    return [*found, _replayed("window", float(warm.mean()) / counts.size if warm.size else 0.0, misses, used)]
+
+
+def _warm_up(tokens: int) -> int:
+    return round(WARM_UP * tokens)
 
 
 def _replayed(policy: str, share: float, misses: NDArray[np.int64], used: NDArray[np.int64]) -> Replayed:
-    first = round(WARM_UP * len(used))
+    first = _warm_up(len(used))
     misses, used = misses[first:], used[first:]
     rates = misses / np.maximum(used, 1)
     mean = float(misses.sum() / max(int(used.sum()), 1))
@@ -122,10 +131,18 @@ def lines(found: ProfileReport) -> list[str]:
     rows = [*((str(i), layer) for i, layer in enumerate(found.layers)), ("model", found.model)]
     shown = [head, *(_row(name, figures) for name, figures in rows)]
     shown.append(f"80 % of all activations come from {found.model_wide_concentration:.1%} of all neurons")
-    for share in dict.fromkeys(r.share for r in found.replayed):
-        missed = [f"{r.policy} {r.mean:.1%} (P99 {r.p99:.1%})" for r in found.replayed if r.share == share]
+    for share in SHARES if found.replayed else ():
+        missed = [_missed(r) for r in found.replayed if r.share == share and r.policy != "window"]
         shown.append(f"missed with {share:.0%} of the neurons in memory: {', '.join(missed)}")
-    return shown
+    return shown + [
+        f"missed with what the last {WINDOW} tokens used in memory, {r.share:.1%}: {_missed(r)}"
+        for r in found.replayed
+        if r.policy == "window"
+    ]
+
+
+def _missed(r: Replayed) -> str:
+    return f"{r.policy} {r.mean:.1%} (P99 {r.p99:.1%})"
 
 
 def _row(name: str, figures: LayerFigures) -> str:
