@@ -49,7 +49,7 @@ class DriveGrid:
     passes: int
 
 
-QUICK = DriveGrid((4096, 8192, 16384, 65536, MIB), (4, 16, 64), (4, 16), (), 0.1, 2)
+QUICK = DriveGrid((4096, 8192, 16384, 65536, MIB), (4, 16, 64), (4, 16), (), 0.08, 2)
 FULL = DriveGrid(
     [4096 << i for i in range(9)], [1 << i for i in range(7)], (1, 2, 4, 8, 16), (128 * MIB, 512 * MIB), 0.2, 2
 )
