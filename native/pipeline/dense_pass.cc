@@ -1,6 +1,7 @@
 // SparseFfn for many tokens: every neuron, in pieces that stream from the drive while the piece before is
 // computed.
 #include <algorithm>
+#include <cstring>
 
 #include "pipeline/sparse_ffn.h"
 
@@ -29,14 +30,19 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
   });
   const size_t stride = file_.layout.stride, hot = cache_.hot(layer);
   const uint8_t* block = cache_.hot_block(layer).data();
-  for (size_t first = 0; first < hot; first += kPieceNeurons)
-    dense_piece(layer, block + first * stride, first, std::min(kPieceNeurons, hot - first), in, pool, y);
+  // Pieces are the same whatever is hot, and so are the sums: the one on the border is put together.
+  const size_t whole = hot == file_.neurons ? hot : hot - hot % kPieceNeurons;
+  for (size_t first = 0; first < whole; first += kPieceNeurons)
+    dense_piece(layer, block + first * stride, first, std::min(kPieceNeurons, whole - first), in, pool, y);
   for (size_t first = hot; first < file_.neurons;) {
     const auto piece = stream_.next(layer, first);
     for (size_t i = 0; i < piece.count; ++i)
       check_bundle(file_, layer, first + i, piece.data + i * stride, file_.layout.bytes(),
                    file_.crc32c[layer][first + i]);
-    dense_piece(layer, piece.data, first, piece.count, in, pool, y);
+    const size_t before = first == hot ? hot - whole : 0;
+    uint8_t* data = piece.data - before * stride;
+    if (before > 0) std::memcpy(data, block + whole * stride, before * stride);
+    dense_piece(layer, data, first - before, before + piece.count, in, pool, y);
     first += piece.count;
   }
 }

@@ -38,7 +38,7 @@ void LayerStream::restart(size_t layer, size_t first) {
 
 void LayerStream::start(size_t index) {
   Slot& slot = ring_[index];
-  slot = {next_layer_, next_first_, std::min(chunk_, file_.neurons - next_first_), 0};
+  slot = {next_layer_, next_first_, std::min(chunk_ - next_first_ % chunk_, file_.neurons - next_first_), 0};
   next_first_ += slot.count;
   const size_t bytes = slot.count * file_.layout.stride;
   for (size_t at = 0; at < bytes; at += kReadBytes) {

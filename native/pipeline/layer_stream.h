@@ -19,10 +19,11 @@ class LayerStream {
   LayerStream(const NeuronFile& file, std::vector<uint32_t> first, size_t chunk, size_t ring,
               const io::ReaderOptions& io);
 
-  // The bundles [first, first + count) of a layer, count <= chunk; valid until the next call. Asked for in
-  // order they come from reads already under way; any other order starts over.
+  // The bundles [first, first + count) of a layer; valid until the next call. A piece ends at a multiple of
+  // the chunk, and before `data` there is room for the bundles that come before it in that chunk. Asked for
+  // in order they come from reads already under way; any other order starts over.
   struct Piece {
-    const uint8_t* data;
+    uint8_t* data;
     size_t first, count;
   };
   Piece next(size_t layer, size_t first);
@@ -41,7 +42,9 @@ class LayerStream {
   void start(size_t slot);
   void await(size_t slot);
   bool advance();
-  uint8_t* buffer(size_t slot) { return memory_.data() + slot * chunk_ * file_.layout.stride; }
+  uint8_t* buffer(size_t slot) {
+    return memory_.data() + (slot * chunk_ + ring_[slot].first % chunk_) * file_.layout.stride;
+  }
 
   const NeuronFile& file_;
   std::vector<uint32_t> first_;

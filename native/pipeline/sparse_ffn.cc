@@ -55,6 +55,13 @@ const NeuronFile& checked(const NeuronFile& file, const SparseOptions& options, 
   return file;
 }
 
+// Missing neurons of one layer that find every cold slot in use.
+size_t most_spilled(const NeuronFile& file, const SparseOptions& options) {
+  const size_t hot = *std::min_element(options.hot.begin(), options.hot.end());
+  const size_t cold = file.neurons - std::min(hot, file.neurons);
+  return cold - std::min(cold, options.cold_slots);
+}
+
 }  // namespace
 
 SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOptions options,
@@ -71,7 +78,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       reader_(io::open_reader(file_.path, options_.io)),
       stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
       lanes_(kMostSparseRows, desc.hidden),
-      spill_(options_.io.depth * file_.layout.stride),
+      spill_(most_spilled(file_, options_) * file_.layout.stride),
       hq_(max_rows, kPieceNeurons) {
   if (file_.layout.hidden != static_cast<size_t>(desc.hidden) ||
       file_.neurons != static_cast<size_t>(desc.ffn))
@@ -79,7 +86,6 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
                           std::to_string(file_.layout.hidden) + ", the model wants " +
                           std::to_string(desc.ffn) + " of " + std::to_string(desc.hidden));
   if (predictor_) scores_ = make_rows(score_memory_, kernels::kTile, file_.neurons);
-  sums_ = make_rows(sum_memory_, kMostSparseRows, desc.hidden);
   h_ = make_rows(h_memory_, pad_to(max_rows, kernels::kTile), kPieceNeurons);
   load_hot();
 }
@@ -109,34 +115,41 @@ void SparseFfn::run_sparse(size_t layer, const Input& in, ThreadPool& pool, Rows
   ++counters_.layers;
   for (size_t t = 0; t < in.rows; ++t) k_.quantize_lanes(in.f.row(t), lanes_.row(t));
   select(layer, in, pool);
-  // The first wave is read while what is in memory is computed; a second one only if more is missing than the
+  present_.products.assign(in.rows * present_.neurons.size(), 0.0f);
+  missing_.products.assign(in.rows * missing_.neurons.size(), 0.0f);
+  // Each wave is read while what came before it is computed; a second one only if more is missing than the
   // reader takes at once.
   size_t begin = 0, end = request(layer, 0);
-  compute(layer, present_, in.rows, pool);
-  sum_down(present_, in.rows, pool, y, false);
+  compute(layer, present_, 0, present_.neurons.size(), in.rows, pool);
   while (begin < end) {
     collect(layer, begin, end);
+    const size_t next = request(layer, end);
+    compute(layer, missing_, begin, end, in.rows, pool);
     begin = end;
-    compute(layer, arrived_, in.rows, pool);
-    sum_down(arrived_, in.rows, pool, y, true);
-    end = request(layer, begin);
+    end = next;
   }
+  if (record_->activations) {
+    record(layer, present_, in.rows);
+    record(layer, missing_, in.rows);
+  }
+  sum_down(in.rows, pool, y);
 }
 
 void SparseFfn::consider(size_t layer, uint32_t neuron, float score) {
   const uint8_t* bundle = cache_.find(layer, neuron);
   if (bundle)
-    present_.push_back({neuron, bundle});
+    present_.neurons.push_back({neuron, bundle});
   else if (!predictor_ || score >= options_.fetch[layer])
-    missing_.push_back(neuron);
+    missing_.neurons.push_back({neuron, nullptr});
   else
     ++counters_.skipped;
 }
 
 void SparseFfn::select(size_t layer, const Input& in, ThreadPool& pool) {
   cache_.begin();
-  present_.clear();
-  missing_.clear();
+  spilled_ = 0;
+  present_.neurons.clear();
+  missing_.neurons.clear();
   if (!predictor_) {
     for (uint32_t i = 0; i < file_.neurons; ++i) consider(layer, i, 0);
   } else {
@@ -148,29 +161,34 @@ void SparseFfn::select(size_t layer, const Input& in, ThreadPool& pool) {
       if (best >= keep) consider(layer, i, best);
     }
   }
-  counters_.candidates += present_.size() + missing_.size();
-  counters_.missed += missing_.size();
+  places_.assign(missing_.neurons.size(), nullptr);
+  counters_.candidates += present_.neurons.size() + missing_.neurons.size();
+  counters_.missed += missing_.neurons.size();
 }
 
-// Starts the reads of missing_[begin..end) and returns end.
+// Starts the reads of the next missing neurons from `begin` on and returns where the wave ends.
 size_t SparseFfn::request(size_t layer, size_t begin) {
-  const size_t end = std::min(missing_.size(), begin + reader_->depth());
-  places_.clear();
+  const size_t end = std::min(missing_.neurons.size(), begin + reader_->depth());
   std::vector<io::Read> reads;
   for (size_t i = begin; i < end; ++i) {
-    uint8_t* place = cache_.admit(layer, missing_[i]);
-    if (!place) place = spill_.data() + (i - begin) * file_.layout.stride;
-    places_.push_back(place);
-    reads.push_back({file_.position(layer, missing_[i]), {place, read_bytes_}, i});
+    const uint32_t neuron = missing_.neurons[i].index;
+    uint8_t* place = cache_.admit(layer, neuron);
+    if (!place) place = spill_.data() + spilled_++ * file_.layout.stride;
+    places_[i] = place;
+    reads.push_back({file_.position(layer, neuron), {place, read_bytes_}, i});
   }
-  if (!reads.empty()) reader_->submit(reads);
+  try {
+    if (!reads.empty()) reader_->submit(reads);
+  } catch (...) {
+    abandon(layer, begin, end);
+    throw;
+  }
   counters_.reads += reads.size();
   counters_.bytes_read += reads.size() * read_bytes_;
   return end;
 }
 
-// Waits for the reads of the wave; arrived_ = its neurons in store order. After an error none of them is in
-// the cache.
+// Waits for the reads of the wave. After an error none of them is in the cache.
 void SparseFfn::collect(size_t layer, size_t begin, size_t end) {
   const auto start = std::chrono::steady_clock::now();
   try {
@@ -178,33 +196,34 @@ void SparseFfn::collect(size_t layer, size_t begin, size_t end) {
     for (size_t done = 0; done < tags.size();) done += reader_->wait({tags.data(), tags.size() - done}, 1);
     counters_.stall_seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    arrived_.clear();
     for (size_t i = begin; i < end; ++i) {
-      const uint8_t* bundle = places_[i - begin];
-      check_bundle(file_, layer, missing_[i], bundle, file_.layout.bytes(), file_.crc32c[layer][missing_[i]]);
-      arrived_.push_back({missing_[i], bundle});
+      const uint32_t neuron = missing_.neurons[i].index;
+      check_bundle(file_, layer, neuron, places_[i], file_.layout.bytes(), file_.crc32c[layer][neuron]);
+      missing_.neurons[i].bundle = places_[i];
     }
   } catch (...) {
-    reader_.reset();  // waits for reads that still write into the cache
-    for (size_t i = begin; i < end; ++i) cache_.forget(layer, missing_[i]);
-    reader_ = io::open_reader(file_.path, options_.io);
+    abandon(layer, begin, end);
     throw;
   }
 }
 
-void SparseFfn::compute(size_t layer, const std::vector<Neuron>& list, size_t rows, ThreadPool& pool) {
-  products_.assign(rows * list.size(), 0.0f);
-  const size_t chunks = (list.size() + kChunk - 1) / kChunk;
-  pool.parallel_for(chunks, 2, [&](size_t begin, size_t end, size_t) {
-    for (size_t c = begin; c < end; ++c)
-      compute_chunk(layer, list, c * kChunk, std::min(list.size(), (c + 1) * kChunk), rows);
-  });
-  if (record_->activations) record(layer, list, rows);
+void SparseFfn::abandon(size_t layer, size_t begin, size_t end) {
+  reader_.reset();  // waits for reads that still write into the cache
+  for (size_t i = begin; i < end; ++i) cache_.forget(layer, missing_.neurons[i].index);
+  reader_ = io::open_reader(file_.path, options_.io);
 }
 
-// products_[t][begin..end): f(gate x_t) * h(up x_t), up only where f(gate) is not zero for some token.
-void SparseFfn::compute_chunk(size_t layer, const std::vector<Neuron>& list, size_t begin, size_t end,
-                              size_t rows) {
+void SparseFfn::compute(size_t layer, List& list, size_t begin, size_t end, size_t rows, ThreadPool& pool) {
+  const size_t chunks = (end - begin + kChunk - 1) / kChunk;
+  pool.parallel_for(chunks, 2, [&](size_t first, size_t last, size_t) {
+    for (size_t c = first; c < last; ++c)
+      compute_chunk(layer, list, begin + c * kChunk, std::min(end, begin + (c + 1) * kChunk), rows);
+  });
+}
+
+// products[t][begin..end): f(gate x_t) * h(up x_t), up only where f(gate) is not zero for some token.
+void SparseFfn::compute_chunk(size_t layer, List& chosen, size_t begin, size_t end, size_t rows) {
+  const std::vector<Neuron>& list = chosen.neurons;
   const size_t n = end - begin;
   const auto dot = dots(k_, file_.layout.format);
   const uint8_t* vectors[kChunk];
@@ -238,39 +257,46 @@ void SparseFfn::compute_chunk(size_t layer, const std::vector<Neuron>& list, siz
       k_.activate(desc_.act_up, desc_.up_threshold, live, up);
     else
       k_.activate(desc_.act_gate, desc_.gate_threshold, live, up);
-    float* out = products_.data() + t * list.size() + begin;
+    float* out = chosen.products.data() + t * list.size() + begin;
     for (size_t i = 0; i < live; ++i) out[at[i]] = desc_.gated ? gate[t][at[i]] * up[i] : up[i];
   }
 }
 
-void SparseFfn::record(size_t layer, const std::vector<Neuron>& list, size_t rows) {
+void SparseFfn::record(size_t layer, const List& list, size_t rows) {
   for (size_t t = 0; t < rows; ++t)
-    for (size_t i = 0; i < list.size(); ++i)
-      if (products_[t * list.size() + i] != 0.0f) record_->mark(t, layer, list[i].index);
+    for (size_t i = 0; i < list.neurons.size(); ++i)
+      if (list.products[t * list.neurons.size() + i] != 0.0f) record_->mark(t, layer, list.neurons[i].index);
 }
 
-// y[t] (+)= sum of products_[t][i] * down_i. Threads share the columns, so the order of a sum is that of the
-// list.
-void SparseFfn::sum_down(const std::vector<Neuron>& list, size_t rows, ThreadPool& pool, Rows y, bool add) {
+// y[t] = sum of products[t][i] * down_i over both lists, merged in store order. Threads share the columns.
+void SparseFfn::sum_down(size_t rows, ThreadPool& pool, Rows y) {
   const auto sum = sums(k_, file_.layout.format);
   const size_t hidden = desc_.hidden, blocks = (hidden + kBlockCols - 1) / kBlockCols;
+  const auto &here = present_.neurons, &come = missing_.neurons;
   for (size_t t = 0; t < rows; ++t) {
     down_.clear();
     weights_.clear();
-    const float* products = products_.data() + t * list.size();
-    for (size_t i = 0; i < list.size(); ++i) {
-      if (products[i] == 0.0f) continue;
-      down_.push_back(list[i].bundle + file_.layout.down_offset());
-      weights_.push_back(products[i]);
+    const auto take = [&](const Neuron& neuron, float product) {
+      if (product == 0.0f) return;
+      down_.push_back(neuron.bundle + file_.layout.down_offset());
+      weights_.push_back(product);
+    };
+    const float *known = present_.products.data() + t * here.size(),
+                *later = missing_.products.data() + t * come.size();
+    for (size_t i = 0, j = 0; i < here.size() || j < come.size();) {
+      if (j == come.size() || (i < here.size() && here[i].index < come[j].index)) {
+        take(here[i], known[i]);
+        ++i;
+      } else {
+        take(come[j], later[j]);
+        ++j;
+      }
     }
     counters_.active += down_.size();
-    if (add && down_.empty()) continue;
-    float* out = add ? sums_.row(t) : y.row(t);
     pool.parallel_for(blocks, std::max<size_t>(1, blocks / (2 * pool.size())),
                       [&](size_t begin, size_t end, size_t) {
-                        sum(down_.data(), weights_.data(), down_.size(), hidden, begin, end, out);
+                        sum(down_.data(), weights_.data(), down_.size(), hidden, begin, end, y.row(t));
                       });
-    if (add) k_.add(out, hidden, y.row(t));
   }
 }
 

@@ -2,11 +2,11 @@
 // meanwhile.
 //
 // A step of few tokens goes through a layer like this: score the neurons; those worth computing that are in
-// memory form one list, those that are not are read into the cache; the list is computed while the reads run
-// (gate, then up where the gate is not zero, then down where the product is not); then the same for what has
-// arrived. Lists are in store order and every sum has one order, so a result depends on what was in memory,
-// not on threads or on the drive. Many tokens (a prompt) use nearly all neurons: all are computed, dense,
-// streamed from the drive in file order. Source: PowerInfer-2 (arXiv:2406.06282), section 4.
+// memory form one list, those that are not are read into the cache; gate and up of the list are computed
+// while the reads run (up where the gate is not zero), then those of what has arrived; at last down where the
+// product is not zero, all neurons in store order. So every sum has one order, and a result depends neither
+// on what was in memory nor on threads or the drive. Many tokens (a prompt) use nearly all neurons: all are
+// computed, dense, streamed from the drive in file order. Source: PowerInfer-2 (arXiv:2406.06282), section 4.
 #pragma once
 
 #include <memory>
@@ -63,16 +63,21 @@ class SparseFfn : public model::Ffn {
     uint32_t index;
     const uint8_t* bundle;
   };
+  struct List {
+    std::vector<Neuron> neurons;  // in store order
+    std::vector<float> products;  // [rows][neurons]
+  };
   void load_hot();
   void run_sparse(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void select(size_t layer, const model::Input& in, ThreadPool& pool);
   void consider(size_t layer, uint32_t neuron, float score);
   size_t request(size_t layer, size_t begin);
   void collect(size_t layer, size_t begin, size_t end);
-  void compute(size_t layer, const std::vector<Neuron>& list, size_t rows, ThreadPool& pool);
-  void compute_chunk(size_t layer, const std::vector<Neuron>& list, size_t begin, size_t end, size_t rows);
-  void record(size_t layer, const std::vector<Neuron>& list, size_t rows);
-  void sum_down(const std::vector<Neuron>& list, size_t rows, ThreadPool& pool, model::Rows y, bool add);
+  void abandon(size_t layer, size_t begin, size_t end);
+  void compute(size_t layer, List& list, size_t begin, size_t end, size_t rows, ThreadPool& pool);
+  void compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows);
+  void record(size_t layer, const List& list, size_t rows);
+  void sum_down(size_t rows, ThreadPool& pool, model::Rows y);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void dense_piece(size_t layer, const uint8_t* data, size_t first, size_t count, const model::Input& in,
                    ThreadPool& pool, model::Rows y);
@@ -96,15 +101,12 @@ class SparseFfn : public model::Ffn {
   Buffer score_memory_;
   model::Rows scores_;
   LaneRows lanes_;
-  std::vector<Neuron> present_, arrived_;
-  std::vector<uint32_t> missing_;
-  Buffer spill_;                  // places for reads when the whole cache is in use
-  std::vector<uint8_t*> places_;  // [missing of the wave]
-  std::vector<float> products_;   // [rows][list]
+  List present_, missing_;
+  Buffer spill_;  // places for reads when the whole cache is in use; pages come on first use
+  size_t spilled_ = 0;
+  std::vector<uint8_t*> places_;  // of missing_
   std::vector<const uint8_t*> down_;
   std::vector<float> weights_;
-  Buffer sum_memory_;
-  model::Rows sums_;
   // Prompts: one piece's products, and what each thread needs.
   Buffer h_memory_;
   model::Rows h_;

@@ -50,9 +50,7 @@ def test_memory_changes_nothing(model: SparseModel, hot: int, slots: int, policy
     want = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
     engine = model.sparse(options(hot, slots, policy))
     got = run(engine, PROMPT, STEPS)
-    # Only the order of sums differs: what was in memory first, then what was read.
-    assert relative(got, want) < 1e-2
-    assert (got.argmax(axis=1) == want.argmax(axis=1)).all()
+    assert (got == want).all()  # to the last bit: sums have one order, whatever was in memory
     stats = engine.sparse_stats
     assert stats["candidates"] == len(STEPS) * LAYERS * NEURONS
     assert (stats["missed"] > 0) == ((hot < NEURONS and slots < LAYERS * NEURONS) or stats["evictions"] == 0)
@@ -64,8 +62,10 @@ def test_gate_predictor_is_exact(model: SparseModel) -> None:
     want = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
     engine = model.sparse(options(20, 100, predictor="gate"))
     got = run(engine, PROMPT, STEPS)
-    assert relative(got, want) < 1e-2
+    assert relative(got, want) < 1e-3  # the gate has another order of sums: it may round an activation the other way
     assert (got.argmax(axis=1) == want.argmax(axis=1)).all()
+    everything = run(model.sparse(options(NEURONS, 0, predictor="gate")), PROMPT, STEPS)
+    assert (got == everything).all()
     stats = engine.sparse_stats
     assert stats["active"] <= stats["candidates"] < 0.75 * len(STEPS) * LAYERS * NEURONS
 
@@ -93,7 +93,7 @@ def test_batch_of_sequences(model: SparseModel) -> None:
     together = engine.logits().copy()
     for i, prompt in enumerate(prompts):
         alone = run(model.sparse(options(NEURONS, 0)), prompt, [i + 1])[1]
-        assert relative(together[i], alone) < 1e-2
+        assert (together[i] == alone).all()
 
 
 def test_damaged_bundle_is_named(model: SparseModel) -> None:
