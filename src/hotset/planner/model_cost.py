@@ -57,14 +57,18 @@ def forecast(
     before = resident_bytes + sizes.predictor_bytes(predictor)
     neurons = vectors * sizes.vector_bytes
 
-    def seconds(count: float) -> float:
+    def seconds(count: float, rate: float = rates.memory_rate(threads)) -> float:
         """To stream and multiply so many bytes of weights."""
-        return max(count / rates.memory_rate(threads), _macs(sizes, count) / rates.gmac_rate(threads) / 1e9)
+        return max(count / rate, _macs(sizes, count) / rates.gmac_rate(threads) / 1e9)
+
+    bundles = rates.neuron_rate(threads)  # less than memory gives: neurons lie apart, and come in three passes
 
     drive = demand.missed / rates.reads_per_s(sizes.stride)
     issue = demand.missed * rates.cpu_us_per_read * 1e-6
     total = (
-        seconds(before) + max(drive, issue + seconds(neurons * (1 - missed_share))) + seconds(neurons * missed_share)
+        seconds(before)
+        + max(drive, issue + seconds(neurons * (1 - missed_share), bundles))
+        + seconds(neurons * missed_share, bundles)
     )
     moved = before + neurons
     needs: dict[Bound, float] = {
