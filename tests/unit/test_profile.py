@@ -288,6 +288,24 @@ def test_metadata_that_cannot_be(found: Profile, tmp_path: Path, meta: str) -> N
         read_profile(path)
 
 
+def test_any_bytes(found: Profile, tmp_path: Path) -> None:
+    """Whatever is changed, cut or added, a profile is read that could be, or one of hotset's errors is raised."""
+    path = tmp_path / "p.safetensors"
+    write_profile(found, path)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data[: rng.integers(len(data))] if rng.random() < 0.2 else data)
+        for at in rng.integers(0, min(len(damaged), 4000) or 1, rng.integers(1, 4)):  # mostly the header
+            damaged[at : at + 1] = bytes(rng.integers(0, 256, 1, np.uint8))
+        path.write_bytes(damaged)
+        try:
+            assert read_profile(path).layers == found.layers
+        except HotsetError:
+            refused += 1
+    assert 200 < refused <= 300
+
+
 def test_cannot_be_written(found: Profile, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written"):
         write_profile(found, tmp_path / "absent" / "p.safetensors")

@@ -32,7 +32,7 @@ Counts = NDArray[np.int64]
 _DTYPES = {"I64": "<i8", "I32": "<i4", "F32": "<f4", "U8": "u1"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Profile:
     """One profile. Shapes: L layers, N neurons in a layer, B batch sizes 1-8."""
 
