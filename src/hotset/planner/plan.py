@@ -57,6 +57,7 @@ class Placement:
             "predictor": sizes.predictor_bytes(self.predictor),
             "hot": sum(self.hot) * sizes.stride,
             "cold": self.cold_slots * sizes.slot_bytes,
+            "spill": sizes.spill_bytes(min(self.hot), self.cold_slots),
         }
 
 
@@ -77,14 +78,16 @@ def place(
     predictors: those that give what the user asked for, in order of preference where speeds are not known.
     Neurons have equal sizes, so the most frequent ones are the best hot set and need no solver; the border between hot
     and cold is tried at 256 places, because a cold slot follows the text and a hot one does not.
-    Raises: MemoryBudgetError if not even the buffers fit (room below 0).
+    Raises: MemoryBudgetError if not even one layer's neurons fit.
     """
-    if room < 0:
-        raise MemoryBudgetError(f"the neurons' buffers need {-room} bytes more than there are; raise the budget")
-    if room >= sizes.neurons * sizes.stride:
-        return _judged(Placement("all", (sizes.ffn,) * sizes.layers, 0), sizes, profiled, host)
-    fitting = [p for p in predictors if sizes.predictor_bytes(p) <= room] or ["all"]
+    need = sizes.ffn * sizes.stride  # one layer's neurons pass through memory, if not all stay
+    if room < need:
+        raise MemoryBudgetError(f"the neurons need {need - room} bytes more than there are; raise the budget")
+    fitting = [p for p in predictors if sizes.predictor_bytes(p) + need <= room] or ["all"]
     found = [_judged(_placed(sizes, room, p, profiled), sizes, profiled, host) for p in fitting]
+    whole = [f for f in found if sum(f.hot) == sizes.neurons]
+    if whole and "low-rank" not in fitting:  # nothing is read, so what is predicted exactly makes little difference
+        return whole[0]
     if all(f.forecast is not None for f in found):
         return max(found, key=lambda f: f.forecast.tokens_per_s if f.forecast else 0)
     return min(found, key=lambda f: _expected_misses(f, sizes))
@@ -99,37 +102,40 @@ def _expected_misses(placement: Placement, sizes: NeuronSizes) -> float:
 
 def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None) -> Placement:
     left = room - sizes.predictor_bytes(predictor)
-    if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
-        return Placement(predictor, _spread(left // sizes.stride, sizes), 0)
+    nothing = np.zeros(sizes.layers, np.int64)
+    # Where every token uses every neuron, a cache would be overwritten before it hits.
+    if predictor == "all" or left >= sizes.neurons * sizes.stride:
+        return Placement(predictor, _grown(nothing, sizes, left), 0)
     if profiled is None:
-        slots = min(left // sizes.slot_bytes, sizes.neurons)
+        slots = left // sizes.slot_bytes
         if slots < ASSUMED_ACTIVE * sizes.neurons:  # the cliff, see below: any fixed part hits more
-            return Placement(predictor, _spread(left // sizes.stride, sizes), 0)
-        return Placement(predictor, (0,) * sizes.layers, slots)
+            return Placement(predictor, _grown(nothing, sizes, left), 0)
+        return Placement(predictor, (0,) * sizes.layers, min(slots, sizes.neurons))
     use = profiled.use(predictor)
-    splits = list(_splits(use, sizes, left))
-    border, slots = min(splits, key=lambda split: use.cold_misses(*split))
-    hot = use.hot[border]
+    border, slots = min(_splits(use, sizes, left), key=lambda split: use.cold_misses(*split))
+    hot = tuple(use.hot[border].tolist())
     if slots < use.unions[0, border]:  # the cliff: slots that one token overwrites never hit
-        extra = left // sizes.stride - int(hot.sum())
-        hot, slots = np.minimum(hot + extra // sizes.layers, sizes.ffn), 0
+        hot, slots = _grown(use.hot[border], sizes, left), 0
     demand = Demand(use.active, profiled.active, use.cold_misses(border, slots))
-    return Placement(predictor, tuple(int(n) for n in hot), slots, demand)
+    return Placement(predictor, hot, slots, demand)
 
 
 def _splits(use: NeuronUse, sizes: NeuronSizes, left: int) -> Iterator[tuple[int, int]]:
-    """(border, cold slots) of every hot set that fits."""
-    for border, hot in enumerate(use.hot.sum(axis=1).tolist()):
-        slots = (left - hot * sizes.stride) // sizes.slot_bytes
-        if slots < 0:
+    """(border, cold slots) of every hot set that fits, with slots for all that one layer can miss."""
+    for border, hot in enumerate(use.hot):
+        slots = (left - int(hot.sum()) * sizes.stride) // sizes.slot_bytes
+        if border > 0 and slots < sizes.ffn - int(hot.min()):
             return
-        yield border, min(slots, sizes.neurons - hot)
+        yield border, min(slots, sizes.neurons - int(hot.sum()))
 
 
-def _spread(slots: int, sizes: NeuronSizes) -> tuple[int, ...]:
-    """As many neurons of each layer as come out even."""
-    each, more = divmod(slots, sizes.layers)
-    return tuple(min(sizes.ffn, each + (i < more)) for i in range(sizes.layers))
+def _grown(hot: NDArray[np.int64], sizes: NeuronSizes, left: int) -> tuple[int, ...]:
+    """The hot sets with as many more neurons of each layer as fit without cold slots."""
+    if left >= sizes.neurons * sizes.stride:
+        return (sizes.ffn,) * sizes.layers
+    spare = left - int(hot.sum()) * sizes.stride - sizes.spill_bytes(int(hot.min()), 0)
+    more = max(0, spare) // (max(1, sizes.layers - 1) * sizes.stride)  # one of each layer, and one less to spill
+    return tuple(int(n) for n in np.minimum(hot + more, sizes.ffn))
 
 
 def judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Placement:

@@ -44,8 +44,12 @@ class NeuronSizes:
         matrices = self.gate_bytes if predictor == "gate" else self.low_rank_bytes
         return matrices + 4 * _TILE * (self.ffn + 63)
 
-    def overhead_bytes(self, depth: int, step_tokens: int, threads: int) -> int:
-        """Everything but the neurons in memory and the predictor: tables, and buffers of reads and prompts."""
-        buffers = (depth + _RING * PIECE_NEURONS) * self.stride
+    def spill_bytes(self, hot: int, cold_slots: int) -> int:
+        """Of the missing neurons of a layer that find every cold slot in use, where `hot` of a layer stay."""
+        return max(0, self.ffn - hot - cold_slots) * self.stride
+
+    def overhead_bytes(self, step_tokens: int, threads: int) -> int:
+        """Everything but the neurons in memory and the predictor: tables, and buffers of prompts."""
+        buffers = _RING * PIECE_NEURONS * self.stride
         prompts = (step_tokens + _TILE) * PIECE_NEURONS * 6  # products as f32, and as int8 with scales
         return self.neurons * _TABLE_BYTES + buffers + prompts + threads * _THREAD_BYTES

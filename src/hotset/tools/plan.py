@@ -97,8 +97,8 @@ class _Planning:
 
     def plan(self) -> Plan:
         depth = self.given.get("depth") or self._depth()
-        allotment = self._allotment(depth)
-        fixed = self.resident + self._overhead(depth, allotment.max_step_tokens)
+        allotment = self._allotment()
+        fixed = self.resident + self._overhead(allotment.max_step_tokens)
         room = self._room(fixed, allotment)
         host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
         placement = planner.place(self.sizes, room, self._predictors(), self.profiled, host)
@@ -116,7 +116,7 @@ class _Planning:
             context=allotment.context,
             kv_tokens=allotment.kv_tokens,
             prefill_chunk=allotment.max_step_tokens,
-            memory=self._memory(placement, depth, allotment),
+            memory=self._memory(placement, allotment),
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
@@ -125,8 +125,10 @@ class _Planning:
         """Those that give what was asked for, best guess first."""
         if "predictor" in self.given:
             return [self.given["predictor"]]
-        found: list[Predictor] = ["low-rank"] if self.trained else []
-        return [*found, *(["gate"] if self.sizes.gate_bytes else []), "all"]  # type: ignore[list-item]
+        has: dict[Predictor, int] = {"low-rank": self.sizes.low_rank_bytes, "gate": self.sizes.gate_bytes}
+        found = [name for name, size in has.items() if size]
+        # Whoever chooses what stays in memory wants the rest found, not read whole.
+        return found if found and self.given.keys() & {"hot", "cold_slots"} else [*found, "all"]
 
     def _profiled(self) -> Profiled | None:
         if not (self.store.path / PROFILE_FILE).exists():
@@ -149,13 +151,14 @@ class _Planning:
         nearest = min(self.rates.best_depth, key=lambda block: abs(block - self.info.stride))
         return self.rates.best_depth[nearest]
 
-    def _overhead(self, depth: int, step_tokens: int) -> int:
-        return self.sizes.overhead_bytes(depth, step_tokens, self.threads)
+    def _overhead(self, step_tokens: int) -> int:
+        return self.sizes.overhead_bytes(step_tokens, self.threads)
 
-    def _allotment(self, depth: int) -> Allotment:
+    def _allotment(self) -> Allotment:
         """Context, KV cache and size of a prompt's steps: all that is wished if the whole model has room beside it."""
-        wishes, overhead = self.wishes, self._overhead(depth, 512)
-        everything = self.resident + overhead + self.sizes.neurons * self.sizes.stride
+        wishes, overhead, stride = self.wishes, self._overhead(512), self.sizes.stride
+        everything = self.resident + overhead + self.sizes.neurons * stride
+        least = self.resident + overhead + self.sizes.ffn * stride
         try:
             whole = self._allot(everything, wishes.context)
         except MemoryBudgetError:
@@ -165,9 +168,9 @@ class _Planning:
             found = whole
         else:
             try:
-                found = self._allot(self.resident + overhead, tight)
+                found = self._allot(least, tight)
             except MemoryBudgetError:
-                found = self._allot(self.resident + overhead, wishes.context)
+                found = self._allot(least, wishes.context)
         if "prefill_chunk" in self.given:
             return replace(found, max_step_tokens=self.given["prefill_chunk"])
         return found
@@ -203,10 +206,10 @@ class _Planning:
             )
         return planner.judged(chosen, self.sizes, self.profiled, host)
 
-    def _memory(self, placement: Placement, depth: int, allotment: Allotment) -> dict[str, int]:
+    def _memory(self, placement: Placement, allotment: Allotment) -> dict[str, int]:
         tokens, step = allotment.kv_tokens, allotment.max_step_tokens
         scratch, kv = scratch_bytes(self.config, step), kv_bytes(self.config, self.wishes.kv, tokens)
-        overhead = self._overhead(depth, step)
+        overhead = self._overhead(step)
         return {
             "process": self.host.base,
             "reserve": RESERVE,
