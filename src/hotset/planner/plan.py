@@ -103,9 +103,11 @@ def _expected_misses(placement: Placement, sizes: NeuronSizes) -> float:
 def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None) -> Placement:
     left = room - sizes.predictor_bytes(predictor)
     nothing = np.zeros(sizes.layers, np.int64)
-    # Where every token uses every neuron, a cache would be overwritten before it hits.
-    if predictor == "all" or left >= sizes.neurons * sizes.stride:
+    if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
         return Placement(predictor, _grown(nothing, sizes, left), 0)
+    if left >= sizes.neurons * sizes.stride:
+        demand = Demand(profiled.use(predictor).active, profiled.active, 0) if profiled else None
+        return Placement(predictor, (sizes.ffn,) * sizes.layers, 0, demand)
     if profiled is None:
         slots = left // sizes.slot_bytes
         if slots < ASSUMED_ACTIVE * sizes.neurons:  # the cliff, see below: any fixed part hits more

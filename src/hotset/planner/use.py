@@ -79,6 +79,8 @@ def _hottest_first(share: NDArray[np.float32]) -> NDArray[np.int64]:
     padded = np.pad(share, ((0, 0), (0, -ffn % _BLOCK)), mode="edge")
     means = padded.reshape(layers, -1, _BLOCK).mean(axis=2)
     falling = np.minimum.accumulate(means, axis=1).repeat(_BLOCK, axis=1)[:, :ffn]
+    sorted_already = (np.diff(share, axis=1) <= 0).all(axis=1)
+    falling[sorted_already] = share[sorted_already]
     return np.argsort(-falling, axis=None, kind="stable")
 
 
