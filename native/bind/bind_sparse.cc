@@ -91,14 +91,15 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
 
 }  // namespace
 
-std::unique_ptr<model::Ffn> make_sparse(const pipeline::NeuronFile& file, const SparseSetup& setup,
+std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseSetup& setup,
                                         const model::ModelDesc& desc, const kernels::Kernels& k,
                                         size_t max_rows) {
   std::unique_ptr<predictor::Predictor> predictor;
   if (setup.predictor == "gate") predictor = pipeline::load_gates(file, setup.options.io, k);
   if (setup.predictor == "low-rank")
     predictor = pipeline::load_low_rank(setup.low_rank, setup.relu, max_rows, k);
-  return std::make_unique<pipeline::SparseFfn>(desc, file, setup.options, std::move(predictor), k, max_rows);
+  return std::make_unique<pipeline::SparseFfn>(desc, std::move(file), setup.options, std::move(predictor), k,
+                                               max_rows);
 }
 
 nb::dict sparse_stats(const pipeline::SparseFfn& ffn) {

@@ -19,7 +19,7 @@ struct SparseSetup {
   bool relu = false;
 };
 
-std::unique_ptr<model::Ffn> make_sparse(const pipeline::NeuronFile& file, const SparseSetup& setup,
+std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseSetup& setup,
                                         const model::ModelDesc& desc, const kernels::Kernels& k,
                                         size_t max_rows);
 nanobind::dict sparse_stats(const pipeline::SparseFfn& ffn);

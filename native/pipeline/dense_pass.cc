@@ -28,100 +28,113 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
       std::fill_n(y.row(t), desc_.hidden, 0.0f);
     }
   });
-  const size_t stride = file_.layout.stride, hot = cache_.hot(layer);
+  const size_t hot = cache_.hot(layer), stride = file_.layout.stride;
   const uint8_t* block = cache_.hot_block(layer).data();
   // Pieces are the same whatever is hot, and so are the sums: the one on the border is put together.
   const size_t whole = hot == file_.neurons ? hot : hot - hot % kPieceNeurons;
-  for (size_t first = 0; first < whole; first += kPieceNeurons)
-    dense_piece(layer, block + first * stride, first, std::min(kPieceNeurons, whole - first), in, pool, y);
+  for (size_t first = 0; first < whole; first += kPieceNeurons) {
+    const size_t count = std::min(kPieceNeurons, whole - first);
+    dense_piece({layer, block + first * held_bytes_, held_bytes_, first, count}, in, pool, y);
+  }
   for (size_t first = hot; first < file_.neurons;) {
-    const auto piece = stream_.next(layer, first);
-    for (size_t i = 0; i < piece.count; ++i)
-      check_bundle(file_, layer, first + i, piece.data + i * stride, file_.layout.bytes(),
-                   file_.crc32c[layer][first + i]);
+    const auto read = stream_.next(layer, first);
+    pool.parallel_for(read.count, 32, [&](size_t begin, size_t end, size_t) {
+      for (size_t i = begin; i < end; ++i)
+        check_bundle(file_, layer, first + i, read.data + i * stride, file_.layout.bytes(),
+                     file_.crc32c[layer][first + i]);
+    });
     const size_t before = first == hot ? hot - whole : 0;
-    uint8_t* data = piece.data - before * stride;
-    if (before > 0) std::memcpy(data, block + whole * stride, before * stride);
-    dense_piece(layer, data, first - before, before + piece.count, in, pool, y);
-    first += piece.count;
+    uint8_t* data = read.data - before * stride;
+    for (size_t i = 0; i < before; ++i)
+      std::memcpy(data + i * stride, block + (whole + i) * held_bytes_, held_bytes_);
+    dense_piece({layer, data, stride, first - before, before + read.count}, in, pool, y);
+    first += read.count;
   }
 }
 
-void SparseFfn::dense_piece(size_t layer, const uint8_t* data, size_t first, size_t count, const Input& in,
-                            ThreadPool& pool, Rows y) {
-  hq_.shape(in.rows, count);
-  pool.parallel_for((count + kUnit - 1) / kUnit, 1, [&](size_t begin, size_t end, size_t thread) {
+void SparseFfn::dense_piece(const Piece& p, const Input& in, ThreadPool& pool, Rows y) {
+  hq_.shape(in.rows, p.count);
+  pool.parallel_for((p.count + kUnit - 1) / kUnit, 1, [&](size_t begin, size_t end, size_t thread) {
     for (size_t u = begin; u < end; ++u)
-      dense_unit(layer, data, first, u * kUnit, std::min(kUnit, count - u * kUnit), in,
-                 thread_floats_[thread], thread_bytes_[thread]);
+      dense_unit(p, u * kUnit, std::min(kUnit, p.count - u * kUnit), in, thread_floats_[thread],
+                 thread_bytes_[thread]);
   });
   const size_t blocks = (desc_.hidden + kBlockCols - 1) / kBlockCols;
   pool.parallel_for(blocks, 1, [&](size_t begin, size_t end, size_t thread) {
     for (size_t b = begin; b < end; ++b)
-      dense_down(data, count, b, in.rows, thread_floats_[thread], thread_bytes_[thread], y);
+      dense_down(p, b, in.rows, thread_floats_[thread], thread_bytes_[thread], y);
   });
 }
 
+// The vectors at `offset` in bundles [begin, begin + count) of the piece, as row blocks.
+void SparseFfn::interleave(const Piece& p, size_t begin, size_t count, size_t offset, uint8_t* rows) const {
+  const auto kernel =
+      file_.layout.format == Format::q4_0 ? k_.interleave_neurons_q4_0 : k_.interleave_neurons_q8_0;
+  const size_t row_bytes = quant::row_block_bytes(file_.layout.format, desc_.hidden);
+  for (size_t r = 0; r < count; r += quant::kRowBlock, rows += row_bytes) {
+    const size_t n = std::min(quant::kRowBlock, count - r);
+    const uint8_t* vectors[quant::kRowBlock];
+    for (size_t i = 0; i < n; ++i) vectors[i] = p.data + (begin + r + i) * p.stride + offset;
+    kernel(vectors, n, desc_.hidden, rows);
+  }
+}
+
 // Products of neurons [begin, begin + count) of the piece for all tokens, and their int8 copy.
-void SparseFfn::dense_unit(size_t layer, const uint8_t* data, size_t first, size_t begin, size_t count,
-                           const Input& in, std::vector<float>& scratch, std::vector<uint8_t>& rows) {
-  const bool four = file_.layout.format == Format::q4_0;
-  const auto interleave = four ? k_.interleave_neurons_q4_0 : k_.interleave_neurons_q8_0;
-  const auto matmul = four ? k_.matmul_q4_0 : k_.matmul_q8_0;
+void SparseFfn::dense_unit(const Piece& p, size_t begin, size_t count, const Input& in,
+                           std::vector<float>& scratch, std::vector<uint8_t>& rows) {
+  const auto matmul = file_.layout.format == Format::q4_0 ? k_.matmul_q4_0 : k_.matmul_q8_0;
   const size_t col_blocks = quant::col_blocks(desc_.hidden);
   const size_t row_bytes = quant::row_block_bytes(file_.layout.format, desc_.hidden);
   const size_t row_blocks = quant::row_blocks(count), width = row_blocks * quant::kRowBlock;
   rows.resize(std::max(rows.size(), 2 * row_blocks * row_bytes));
   scratch.resize(std::max(scratch.size(), kTile * width));
-  uint8_t *up_rows = rows.data(), *gate_rows = rows.data() + row_blocks * row_bytes;
-  for (size_t r = 0; r < count; r += quant::kRowBlock) {
-    const size_t n = std::min(quant::kRowBlock, count - r);
-    const uint8_t* vectors[quant::kRowBlock];
-    for (size_t i = 0; i < n; ++i) vectors[i] = data + (begin + r + i) * file_.layout.stride;
-    interleave(vectors, n, desc_.hidden, up_rows + r / quant::kRowBlock * row_bytes);
-    if (!desc_.gated) continue;
-    for (size_t i = 0; i < n; ++i) vectors[i] += file_.layout.gate_offset();
-    interleave(vectors, n, desc_.hidden, gate_rows + r / quant::kRowBlock * row_bytes);
-  }
-  const size_t neuron = first + begin;
+  const uint8_t *up_rows = rows.data(), *gate_rows = rows.data() + row_blocks * row_bytes;
+  interleave(p, begin, count, 0, rows.data());
+  if (gate_known_)
+    gate_rows = predictor_->gate(p.layer)->data + (p.first + begin) / quant::kRowBlock * row_bytes;
+  else if (desc_.gated)
+    interleave(p, begin, count, file_.layout.gate_offset(), rows.data() + row_blocks * row_bytes);
   for (size_t i = 0; i * kTile < in.rows; ++i) {
     float* h = h_.row(i * kTile) + begin;
     const kernels::QTile x = in.q->tile(i);
     matmul(desc_.gated ? gate_rows : up_rows, row_blocks, col_blocks, x, h, static_cast<ptrdiff_t>(h_.ld));
     if (desc_.gated)
       matmul(up_rows, row_blocks, col_blocks, x, scratch.data(), static_cast<ptrdiff_t>(width));
-    for (size_t t = 0; t < tile_rows(in.rows, i); ++t) {
-      float *product = h_.row(i * kTile + t) + begin, *up = scratch.data() + t * width;
-      if (desc_.gated) {
-        if (!file_.gate_bias.empty()) k_.add(file_.gate_bias[layer].data() + neuron, count, product);
-        if (!file_.up_bias.empty()) k_.add(file_.up_bias[layer].data() + neuron, count, up);
-        k_.glu(desc_.act_gate, desc_.gate_threshold, desc_.act_up, desc_.up_threshold, up, count, product);
-      } else {
-        if (!file_.up_bias.empty()) k_.add(file_.up_bias[layer].data() + neuron, count, product);
-        k_.activate(desc_.act_gate, desc_.gate_threshold, count, product);
-      }
-      if (record_->activations) record_->mark_all(i * kTile + t, layer, neuron, product, count);
-      k_.quantize(product, count, from_group(hq_.tile(i), begin / quant::kGroup), t);
-    }
+    for (size_t t = 0; t < x.n; ++t) finish_products(p, begin, count, i, t, scratch.data() + t * width);
   }
 }
 
+void SparseFfn::finish_products(const Piece& p, size_t begin, size_t count, size_t tile, size_t t,
+                                float* up) {
+  float* product = h_.row(tile * kTile + t) + begin;
+  const size_t neuron = p.first + begin;
+  if (desc_.gated) {
+    if (!file_.gate_bias.empty()) k_.add(file_.gate_bias[p.layer].data() + neuron, count, product);
+    if (!file_.up_bias.empty()) k_.add(file_.up_bias[p.layer].data() + neuron, count, up);
+    k_.glu(desc_.act_gate, desc_.gate_threshold, desc_.act_up, desc_.up_threshold, up, count, product);
+  } else {
+    if (!file_.up_bias.empty()) k_.add(file_.up_bias[p.layer].data() + neuron, count, product);
+    k_.activate(desc_.act_gate, desc_.gate_threshold, count, product);
+  }
+  if (record_->activations) record_->mark_all(tile * kTile + t, p.layer, neuron, product, count);
+  k_.quantize(product, count, from_group(hq_.tile(tile), begin / quant::kGroup), t);
+}
+
 // y += down * products for 512 hidden columns.
-void SparseFfn::dense_down(const uint8_t* data, size_t count, size_t block, size_t n,
-                           std::vector<float>& scratch, std::vector<uint8_t>& matrix, Rows y) {
+void SparseFfn::dense_down(const Piece& p, size_t block, size_t n, std::vector<float>& scratch,
+                           std::vector<uint8_t>& matrix, Rows y) {
   const auto transpose =
       file_.layout.format == Format::q4_0 ? k_.transpose_neurons_q4_0 : k_.transpose_neurons_q8_0;
-  const size_t col_blocks = quant::col_blocks(count),
+  const size_t col_blocks = quant::col_blocks(p.count),
                row_bytes = col_blocks * quant::col_block_bytes(Format::q8_0);
   const size_t first = block * kBlockCols, used = std::min<size_t>(kBlockCols, desc_.hidden - first);
   const size_t row_blocks = quant::row_blocks(used), width = row_blocks * quant::kRowBlock;
   matrix.resize(std::max(matrix.size(), row_blocks * row_bytes));
   scratch.resize(std::max(scratch.size(), kTile * width));
-  for (size_t c = 0; c < count; c += kUnit) {
+  for (size_t c = 0; c < p.count; c += kUnit) {
     const uint8_t* vectors[kUnit];
-    const size_t m = std::min(kUnit, count - c);
-    for (size_t i = 0; i < m; ++i)
-      vectors[i] = data + (c + i) * file_.layout.stride + file_.layout.down_offset();
+    const size_t m = std::min(kUnit, p.count - c);
+    for (size_t i = 0; i < m; ++i) vectors[i] = p.data + (c + i) * p.stride + file_.layout.down_offset();
     transpose(vectors, m, desc_.hidden, block,
               matrix.data() + c / kUnit * quant::col_block_bytes(Format::q8_0), row_bytes);
   }

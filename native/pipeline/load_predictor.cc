@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "base/crc32c.h"
 #include "base/error.h"
 #include "pipeline/layer_stream.h"
 
@@ -14,8 +15,8 @@ using quant::Format;
 
 constexpr size_t kPiece = 512, kRing = 3;  // neurons; pieces in flight
 
-void take_gates(const NeuronFile& file, size_t layer, const LayerStream::Piece& piece,
-                const kernels::Kernels& k, uint8_t* matrix) {
+void take_gates(NeuronFile& file, size_t layer, const LayerStream::Piece& piece, const kernels::Kernels& k,
+                uint8_t* matrix) {
   const auto interleave =
       file.layout.format == Format::q4_0 ? k.interleave_neurons_q4_0 : k.interleave_neurons_q8_0;
   const size_t row_bytes = quant::row_block_bytes(file.layout.format, file.layout.hidden);
@@ -26,6 +27,7 @@ void take_gates(const NeuronFile& file, size_t layer, const LayerStream::Piece& 
       const uint8_t* bundle = piece.data + (i + j) * file.layout.stride;
       check_bundle(file, layer, piece.first + i + j, bundle, file.layout.bytes(),
                    file.crc32c[layer][piece.first + i + j]);
+      file.crc32c_no_gate[layer][piece.first + i + j] = crc32c(bundle, file.layout.gate_offset());
       gates[j] = bundle + file.layout.gate_offset();
     }
     interleave(gates, n, file.layout.hidden, matrix + (piece.first + i) / quant::kRowBlock * row_bytes);
@@ -44,10 +46,11 @@ Matrix read_matrix(const model::TensorRef& t, predictor::Memory& memory) {
 
 }  // namespace
 
-std::unique_ptr<predictor::Predictor> load_gates(const NeuronFile& file, const io::ReaderOptions& io,
+std::unique_ptr<predictor::Predictor> load_gates(NeuronFile& file, const io::ReaderOptions& io,
                                                  const kernels::Kernels& k) {
   if (!file.layout.gated) throw InvalidArgument("a plain FFN has no gate to predict with");
   LayerStream stream(file, std::vector<uint32_t>(file.layers(), 0), kPiece, kRing, io);
+  file.crc32c_no_gate.assign(file.layers(), std::vector<uint32_t>(file.neurons));
   std::vector<Matrix> gates;
   predictor::Memory memory;
   for (size_t layer = 0; layer < file.layers(); ++layer) {

@@ -10,8 +10,9 @@
 
 namespace hotset::pipeline {
 
-// All gates, taken out of the bundles in one pass over the file. Throws IoError, InvalidWeight, OutOfMemory.
-std::unique_ptr<predictor::Predictor> load_gates(const NeuronFile& file, const io::ReaderOptions& io,
+// All gates, taken out of the bundles in one pass over the file, which fills file.crc32c_no_gate too. Throws
+// IoError, InvalidWeight, OutOfMemory.
+std::unique_ptr<predictor::Predictor> load_gates(NeuronFile& file, const io::ReaderOptions& io,
                                                  const kernels::Kernels& k);
 
 // A published or trained map for each layer; `up` has a row for each neuron, in store order.

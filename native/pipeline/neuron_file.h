@@ -18,6 +18,10 @@ struct NeuronFile {
   // Biases of gate and up in store order, [layers][neurons]; empty where there are none.
   std::vector<std::vector<float>> gate_bias, up_bias;
 
+  // The same of the bundles without their gates, [layers][neurons]; empty until load_gates() has seen them
+  // all.
+  std::vector<std::vector<uint32_t>> crc32c_no_gate;
+
   size_t layers() const { return offset.size(); }
   uint64_t position(size_t layer, size_t neuron) const { return offset[layer] + neuron * layout.stride; }
 };

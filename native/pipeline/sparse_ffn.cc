@@ -62,6 +62,16 @@ size_t most_spilled(const NeuronFile& file, const SparseOptions& options) {
   return cold - std::min(cold, options.cold_slots);
 }
 
+size_t used_bytes(const quant::NeuronLayout& layout, bool gate_known) {
+  return gate_known ? layout.gate_offset() : layout.bytes();
+}
+
+// What direct I/O must read for them, at most a whole bundle with its padding.
+size_t held_bytes(const NeuronFile& file, const io::ReaderOptions& io, size_t used) {
+  const size_t alignment = std::max<size_t>(io::open_reader(file.path, io)->alignment(), 64);
+  return std::min(file.layout.stride, pad_to(used, alignment));
+}
+
 }  // namespace
 
 SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOptions options,
@@ -72,13 +82,14 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       file_(std::move(file)),
       options_(std::move(options)),
       predictor_(std::move(predictor)),
-      gate_known_(desc.gated && predictor_ && predictor_->gives_gate()),
-      read_bytes_(checked(file_, options_, predictor_ != nullptr).layout.stride),
-      cache_(file_.neurons, options_.hot, options_.cold_slots, file_.layout.stride, options_.policy),
+      gate_known_(desc.gated && predictor_ && predictor_->gate(0)),
+      used_bytes_(used_bytes(checked(file_, options_, predictor_ != nullptr).layout, gate_known_)),
+      held_bytes_(held_bytes(file_, options_.io, used_bytes_)),
+      cache_(file_.neurons, options_.hot, options_.cold_slots, held_bytes_, options_.policy),
       reader_(io::open_reader(file_.path, options_.io)),
       stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
       lanes_(kMostSparseRows, desc.hidden),
-      spill_(most_spilled(file_, options_) * file_.layout.stride),
+      spill_(most_spilled(file_, options_) * held_bytes_),
       hq_(max_rows, kPieceNeurons) {
   if (file_.layout.hidden != static_cast<size_t>(desc.hidden) ||
       file_.neurons != static_cast<size_t>(desc.ffn))
@@ -90,14 +101,25 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
   load_hot();
 }
 
+// In pieces, as memory may hold less of each bundle than the file.
 void SparseFfn::load_hot() {
+  LayerStream stream(file_, std::vector<uint32_t>(file_.layers(), 0), kPieceNeurons, kRing, options_.io);
   for (size_t layer = 0; layer < file_.layers(); ++layer) {
-    const auto block = cache_.hot_block(layer);
-    if (block.empty()) continue;
-    io::read_all(file_.path, file_.position(layer, 0), block);
-    for (size_t i = 0; i < cache_.hot(layer); ++i)
-      check_bundle(file_, layer, i, block.data() + i * file_.layout.stride, file_.layout.bytes(),
-                   file_.crc32c[layer][i]);
+    uint8_t* block = cache_.hot_block(layer).data();
+    for (size_t first = 0; first < cache_.hot(layer); first += kPieceNeurons) {
+      auto piece = stream.next(layer, first);
+      piece.count = std::min(piece.count, cache_.hot(layer) - first);
+      load_piece(layer, piece, block + first * held_bytes_);
+    }
+  }
+}
+
+void SparseFfn::load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to) {
+  for (size_t i = 0; i < piece.count; ++i) {
+    const uint8_t* bundle = piece.data + i * file_.layout.stride;
+    check_bundle(file_, layer, piece.first + i, bundle, file_.layout.bytes(),
+                 file_.crc32c[layer][piece.first + i]);
+    std::memcpy(to + i * held_bytes_, bundle, held_bytes_);
   }
 }
 
@@ -113,6 +135,8 @@ void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, mod
 
 void SparseFfn::run_sparse(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
   ++counters_.layers;
+  if (!reader_)
+    reader_ = io::open_reader(file_.path, options_.io);  // after an error: the file may be whole again
   for (size_t t = 0; t < in.rows; ++t) k_.quantize_lanes(in.f.row(t), lanes_.row(t));
   select(layer, in, pool);
   present_.products.assign(in.rows * present_.neurons.size(), 0.0f);
@@ -173,9 +197,9 @@ size_t SparseFfn::request(size_t layer, size_t begin) {
   for (size_t i = begin; i < end; ++i) {
     const uint32_t neuron = missing_.neurons[i].index;
     uint8_t* place = cache_.admit(layer, neuron);
-    if (!place) place = spill_.data() + spilled_++ * file_.layout.stride;
+    if (!place) place = spill_.data() + spilled_++ * held_bytes_;
     places_[i] = place;
-    reads.push_back({file_.position(layer, neuron), {place, read_bytes_}, i});
+    reads.push_back({file_.position(layer, neuron), {place, held_bytes_}, i});
   }
   try {
     if (!reads.empty()) reader_->submit(reads);
@@ -184,7 +208,7 @@ size_t SparseFfn::request(size_t layer, size_t begin) {
     throw;
   }
   counters_.reads += reads.size();
-  counters_.bytes_read += reads.size() * read_bytes_;
+  counters_.bytes_read += reads.size() * held_bytes_;
   return end;
 }
 
@@ -196,9 +220,10 @@ void SparseFfn::collect(size_t layer, size_t begin, size_t end) {
     for (size_t done = 0; done < tags.size();) done += reader_->wait({tags.data(), tags.size() - done}, 1);
     counters_.stall_seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const auto& sums = gate_known_ ? file_.crc32c_no_gate : file_.crc32c;
     for (size_t i = begin; i < end; ++i) {
       const uint32_t neuron = missing_.neurons[i].index;
-      check_bundle(file_, layer, neuron, places_[i], file_.layout.bytes(), file_.crc32c[layer][neuron]);
+      check_bundle(file_, layer, neuron, places_[i], used_bytes_, sums[layer][neuron]);
       missing_.neurons[i].bundle = places_[i];
     }
   } catch (...) {
@@ -210,7 +235,6 @@ void SparseFfn::collect(size_t layer, size_t begin, size_t end) {
 void SparseFfn::abandon(size_t layer, size_t begin, size_t end) {
   reader_.reset();  // waits for reads that still write into the cache
   for (size_t i = begin; i < end; ++i) cache_.forget(layer, missing_.neurons[i].index);
-  reader_ = io::open_reader(file_.path, options_.io);
 }
 
 void SparseFfn::compute(size_t layer, List& list, size_t begin, size_t end, size_t rows, ThreadPool& pool) {

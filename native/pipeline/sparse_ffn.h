@@ -79,11 +79,19 @@ class SparseFfn : public model::Ffn {
   void record(size_t layer, const List& list, size_t rows);
   void sum_down(size_t rows, ThreadPool& pool, model::Rows y);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
-  void dense_piece(size_t layer, const uint8_t* data, size_t first, size_t count, const model::Input& in,
-                   ThreadPool& pool, model::Rows y);
-  void dense_unit(size_t layer, const uint8_t* data, size_t first, size_t begin, size_t count,
-                  const model::Input& in, std::vector<float>& scratch, std::vector<uint8_t>& rows);
-  void dense_down(const uint8_t* data, size_t count, size_t block, size_t n, std::vector<float>& scratch,
+  void load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to);
+  // Neighbouring neurons of a layer in memory, `stride` bytes apart; `first` is a multiple of kPieceNeurons.
+  struct Piece {
+    size_t layer;
+    const uint8_t* data;
+    size_t stride, first, count;
+  };
+  void dense_piece(const Piece& p, const model::Input& in, ThreadPool& pool, model::Rows y);
+  void dense_unit(const Piece& p, size_t begin, size_t count, const model::Input& in,
+                  std::vector<float>& scratch, std::vector<uint8_t>& rows);
+  void interleave(const Piece& p, size_t begin, size_t count, size_t offset, uint8_t* rows) const;
+  void finish_products(const Piece& p, size_t begin, size_t count, size_t tile, size_t t, float* up);
+  void dense_down(const Piece& p, size_t block, size_t n, std::vector<float>& scratch,
                   std::vector<uint8_t>& matrix, model::Rows y);
 
   const model::ModelDesc& desc_;
@@ -91,8 +99,9 @@ class SparseFfn : public model::Ffn {
   NeuronFile file_;
   SparseOptions options_;
   std::unique_ptr<predictor::Predictor> predictor_;
-  bool gate_known_;    // the predictor's scores are the gates
-  size_t read_bytes_;  // of a missing bundle that are read
+  bool gate_known_;    // gates are in memory: the predictor's scores are their values
+  size_t used_bytes_;  // of a bundle that are needed then: all of it, or what stands before the gate
+  size_t held_bytes_;  // those as direct I/O reads them: from one bundle in memory to the next
   cache::NeuronCache cache_;
   std::unique_ptr<io::Reader> reader_;
   LayerStream stream_;

@@ -24,7 +24,7 @@ class Gate : public Predictor {
     const Product product[] = {{&gate, &kNoBias, scores}};
     linear.run(in, product);
   }
-  bool gives_gate() const override { return true; }
+  const Matrix* gate(size_t layer) const override { return &gates_[layer]; }
   size_t bytes() const override {
     size_t n = 0;
     for (const Matrix& m : gates_) n += m.bytes();

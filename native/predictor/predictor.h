@@ -16,9 +16,9 @@ class Predictor {
   virtual ~Predictor() = default;
   // scores[t][i] for all neurons i in store order: larger = more expected contribution to token t.
   virtual void score(size_t layer, const Input& in, ThreadPool& pool, Rows scores) = 0;
-  // The scores are the gate's own values, before bias; a dot product with the bundle's gate gives them to
-  // rounding.
-  virtual bool gives_gate() const { return false; }
+  // The layer's gate matrix [neurons, hidden] where the scores are the gate's own values (before bias); else
+  // null.
+  virtual const model::Matrix* gate(size_t layer) const { return nullptr; }
   virtual size_t bytes() const = 0;            // of memory
   virtual size_t bytes_per_token() const = 0;  // read from memory for one token
 };
