@@ -53,6 +53,7 @@ class Placement:
     forecast: Forecast | None = None  # where the host's rates are, too
 
     def bytes(self, sizes: NeuronSizes) -> dict[str, int]:
+        sizes = sizes.of(self.predictor)
         return {
             "predictor": sizes.predictor_bytes(self.predictor),
             "hot": sum(self.hot) * sizes.stride,
@@ -84,7 +85,7 @@ def place(
     if room < need:
         raise MemoryBudgetError(f"the neurons need {need - room} bytes more than there are; raise the budget")
     fitting = [p for p in predictors if sizes.predictor_bytes(p) + need <= room] or ["all"]
-    found = [_judged(_placed(sizes, room, p, profiled), sizes, profiled, host) for p in fitting]
+    found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, profiled, host) for p in fitting]
     whole = [f for f in found if sum(f.hot) == sizes.neurons]
     if whole and "low-rank" not in fitting:  # nothing is read, so what is predicted exactly makes little difference
         return whole[0]
@@ -158,7 +159,9 @@ def _judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None,
         demand = Demand(sizes.neurons, active, cold if placement.cold_slots < cold else 0)
     if demand is None or host.rates is None:
         return replace(placement, demand=demand)
-    expected = forecast(sizes, placement.predictor, demand, host.resident_bytes, host.rates, host.threads)
+    expected = forecast(
+        sizes.of(placement.predictor), placement.predictor, demand, host.resident_bytes, host.rates, host.threads
+    )
     return replace(placement, demand=demand, forecast=expected)
 
 
@@ -173,5 +176,7 @@ def remarks(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None,
         yield "nothing tells which neurons are zero, so each token reads all that are not in memory"
     if host.rates is None:
         yield "this host was not probed, so no speed is predicted; `hotset probe` measures it"
-    elif placement.demand and reads_in_order_win(sizes, host.rates, placement.demand.missed / cold):
+    elif placement.demand and reads_in_order_win(
+        sizes.of(placement.predictor), host.rates, placement.demand.missed / cold
+    ):
         yield "so many neurons are missing for each token that reading whole layers in order would be faster"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Predictor = Literal["all", "gate", "low-rank"]
 PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
 _RING = 3  # pieces in flight
 _TILE = 16  # rows of scores
-# Of every neuron: place in the cache and checksum (4 bytes each), and the Python number that the checksum was read as.
-_TABLE_BYTES = 4 + 4 + 44
+# Of every neuron: place in the cache, checksums with and without gate, and the Python number that one was read as.
+_TABLE_BYTES = 4 + 4 + 4 + 44
 _SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
 _THREAD_BYTES = 1 << 20  # matrices that a thread makes of 64 neurons
 
@@ -24,9 +24,15 @@ class NeuronSizes:
     hidden: int
     gated: bool
     vector_bytes: int  # of one weight vector of a neuron
-    stride: int  # from one bundle to the next
+    stride: int  # bytes of a neuron as it is read and held; of a whole bundle unless `of` says otherwise
     gate_bytes: int  # all gates as matrices; 0: the gate does not tell whether a neuron is zero
     low_rank_bytes: int = 0  # predictors that came with the store; 0: none
+    stride_without_gate: int = 0  # what is read and held where the gates are in memory already; 0: the same
+
+    def of(self, predictor: Predictor) -> NeuronSizes:
+        """With the stride that neurons have beside this predictor."""
+        shorter = self.stride_without_gate if predictor == "gate" else 0
+        return replace(self, stride=shorter) if shorter else self
 
     @property
     def neurons(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hotset import _core
 from hotset.formats.predictors import Predictors
 from hotset.formats.store import Store
 from hotset.models import Model, least_gate
@@ -14,6 +15,8 @@ def neuron_sizes(store: Store, model: Model, trained: Predictors | None) -> Neur
     info = store.neurons
     assert info is not None
     predicts = least_gate(model, store.entries) is not None
+    alignment = _core.direct_alignment(info.path)
+    before_gate = info.layout.vector_bytes * info.layout.roles.index("gate") if info.gated else info.stride
     return NeuronSizes(
         layers=info.layers,
         ffn=info.ffn,
@@ -23,6 +26,7 @@ def neuron_sizes(store: Store, model: Model, trained: Predictors | None) -> Neur
         stride=info.stride,
         gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
         low_rank_bytes=trained.bytes if trained else 0,
+        stride_without_gate=min(info.stride, -(-before_gate // max(alignment, 64)) * max(alignment, 64)),
     )
 
 

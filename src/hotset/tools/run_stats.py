@@ -72,11 +72,11 @@ def _neurons(llm: LLM, before: Mapping[str, float], tokens: int) -> NeuronStats:
         reads=each["reads"],
         drive_bytes=each["bytes_read"],
         stall_s=each["stall_seconds"],
-        bound=_bound(llm, candidates, active, missed),
+        bound=bound(llm, candidates, active, missed),
     )
 
 
-def _bound(llm: LLM, candidates: float, active: float, missed: float) -> Forecast | None:
+def bound(llm: LLM, candidates: float, active: float, missed: float) -> Forecast | None:
     from hotset.planner.model_cost import Demand, forecast
     from hotset.tools.plan_host import host_rates
     from hotset.tools.plan_sizes import neuron_sizes, read_per_token
@@ -85,7 +85,7 @@ def _bound(llm: LLM, candidates: float, active: float, missed: float) -> Forecas
     if rates is None or plan is None or neurons is None:
         return None
     trained = read_predictors(llm.store.path, neurons) if plan.predictor == "low-rank" else None
-    sizes = neuron_sizes(llm.store, llm.descriptor, trained)
+    sizes = neuron_sizes(llm.store, llm.descriptor, trained).of(plan.predictor)
     resident = read_per_token(llm.store, llm.descriptor)
     return forecast(sizes, plan.predictor, Demand(candidates, active, missed), resident, rates, plan.threads)
 
