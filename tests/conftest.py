@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from hotset import LLM
 from hotset.tools import resolve_model
 from hotset.tools.convert import convert
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = "smollm2-135m-instruct"
