@@ -18,7 +18,7 @@ START, END = "<!-- help: written by scripts/update_docs.py -->", "<!-- end of he
 
 def with_help(page: Path) -> str:
     """The page with the present help text between its markers."""
-    command = page.stem.split("-")
+    command = page.stem.replace("eval-", "eval ").split()
     env = os.environ | {"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"}
     called = [sys.executable, "-m", "hotset.cli.main", *command, "--help"]
     shown = subprocess.run(called, capture_output=True, text=True, check=True, env=env).stdout.strip()

@@ -74,31 +74,56 @@ def _plan(store: Store, model: Model, options: LoadOptions) -> Plan:
 def _load_core(
     store: Store, model: Model, options: LoadOptions, allotment: Allotment, plan: Plan | None
 ) -> _core.Engine:
-    packed = plan is not None
+    return load_core(
+        store,
+        model,
+        _sparse_options(store, model, plan) if plan else None,
+        threads=plan.threads if plan else options.threads or 0,
+        kv=options.kv,
+        kv_tokens=allotment.kv_tokens,
+        max_step_tokens=allotment.max_step_tokens,
+        load=options.load,
+        isa=options.isa,
+    )
+
+
+def load_core(
+    store: Store,
+    model: Model,
+    sparse: _core.SparseOptions | None,
+    *,
+    threads: int,
+    kv_tokens: int,
+    max_step_tokens: int,
+    kv: KvType = "f16",
+    load: str = "auto",
+    isa: str | None = None,
+) -> _core.Engine:
+    """The native engine of a store alone. sparse: how one gets at the neurons of a packed store, None for others."""
     found = [(spec, store.entries.get(spec.name)) for spec in model.tensors]
     tensors = [
-        _tensor_ref(spec.role, spec.layer, entry)
+        tensor_ref(spec.role, spec.layer, entry)
         for spec, entry in found
-        if entry is not None and not (packed and spec.role in _IN_BUNDLES)  # the core names roles that are missing
+        if entry is not None and not (sparse and spec.role in _IN_BUNDLES)  # the core names roles that are missing
     ]
-    files = WEIGHT_FILES[:1] if packed else WEIGHT_FILES  # neurons have checksums of their own
+    files = WEIGHT_FILES[:1] if sparse else WEIGHT_FILES  # neurons have checksums of their own
     sums = [(str(store.path / name), store.files[name]) for name in files]
     return _core.Engine(
         model.config.to_native(),
         tensors,
         checksums=[_core.FileChecksums(path, BLOCK_BYTES, s.bytes, s.crc32c) for path, s in sums if s.crc32c],
-        threads=plan.threads if plan else options.threads or 0,
-        kv_type=options.kv,
-        kv_tokens=allotment.kv_tokens,
-        max_step_tokens=allotment.max_step_tokens,
-        load=options.load,
-        isa=options.isa,
-        neurons=_neuron_file(store, model) if packed else None,
-        sparse=_sparse_options(store, model, plan) if plan else None,
+        threads=threads,
+        kv_type=kv,
+        kv_tokens=kv_tokens,
+        max_step_tokens=max_step_tokens,
+        load=load,
+        isa=isa,
+        neurons=_neuron_file(store, model) if sparse else None,
+        sparse=sparse,
     )
 
 
-def _tensor_ref(role: str, layer: int, entry: StoreEntry) -> _core.TensorRef:
+def tensor_ref(role: str, layer: int, entry: StoreEntry) -> _core.TensorRef:
     return _core.TensorRef(role, layer, entry.path, entry.offset, entry.bytes, entry.fmt, entry.rows, entry.cols)
 
 
@@ -153,7 +178,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
             raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
         keep, fetch, relu = list(trained.keep), list(trained.fetch), trained.relu
         pairs = zip(trained.down, trained.up, strict=True)
-        low_rank = [(_tensor_ref("down", i, d), _tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
+        low_rank = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
     return _core.SparseOptions(
         plan.hot, plan.cold_slots, plan.policy, plan.predictor, keep, fetch, low_rank, relu, plan.backend, plan.depth
     )
