@@ -22,8 +22,8 @@ PACKAGE := $(NATIVE) $(shell find src -name '*.py')
 CXX_FILES = $(shell git ls-files -co --exclude-standard 'native/*.cc' 'native/*.h' 'tests/native/*.cc' 'tests/native/*.h')
 PY_DIRS := src tests scripts bench
 
-.PHONY: help demo dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-start bench-ppl report \
-  clean
+.PHONY: help demo dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-sparse bench-start bench-ppl \
+  report clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ sanitize: $(VENV)/dev  ## native tests under address, undefined-behaviour and th
 # --- measurements --------------------------------------------------------------------------------------
 bench-dense: $(VENV)/dev  ## hotset and llama.cpp on the same weights, in turn
 	$(BIN)/python -m bench.dense
+
+bench-sparse: $(VENV)/dev  ## a packed 7B and llama.cpp under memory limits; as root, STORE=folder
+	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) --no-limit
 
 bench-start: $(VENV)/dev  ## start to first token of `hotset run`, and its memory
 	$(BIN)/python -m bench.start

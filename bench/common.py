@@ -69,6 +69,12 @@ def result_path(what: str, cpu_model: str) -> Path:
     return RESULTS / f"{what}-{slug}-{datetime.now(UTC):%Y-%m-%d}.json"
 
 
+def commit() -> str:
+    """Of the code that measures; with "+" if files differ from it."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def warn_if_busy() -> None:
     """Says so if other programs take part of the processor: ratios then mean little."""
     busy = os.getloadavg()[0]

@@ -82,9 +82,17 @@ def quantize(source: Path, kind: str, folder: Path) -> Path:
 
 def bench(model: Path, *, threads: int, prompt: int, generate: int, repeats: int = 1) -> list[Rate]:
     """llama-bench with its defaults: one warm-up, then `repeats` of each test."""
+    return rates(_output(bench_command(model, threads=threads, prompt=prompt, generate=generate, repeats=repeats)))
+
+
+def bench_command(model: Path, *, threads: int, prompt: int, generate: int, repeats: int = 1) -> list[str]:
+    """For whoever runs llama-bench in a place of its own; `rates` reads what it prints."""
     sizes = ["-p", str(prompt), "-n", str(generate), "-t", str(threads), "-r", str(repeats)]
-    rows = json.loads(_output([str(programs() / "llama-bench"), "-m", str(model), *sizes, "-o", "json"]))
-    return [Rate(row["n_prompt"], row["n_gen"], row["samples_ts"]) for row in rows]
+    return [str(programs() / "llama-bench"), "-m", str(model), *sizes, "-o", "json"]
+
+
+def rates(output: str) -> list[Rate]:
+    return [Rate(row["n_prompt"], row["n_gen"], row["samples_ts"]) for row in json.loads(output)]
 
 
 def perplexity(model: Path, text: Path, *, chunks: int, context: int = 512, threads: int = 2) -> tuple[float, float]:

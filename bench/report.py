@@ -74,7 +74,64 @@ def bench(result: Result) -> str:
     return table([head, "decode, tokens/s", "moved per token", "memory bandwidth, measured", "share reached"], rows)
 
 
-SHOW: dict[str, Callable[[Result], str]] = {"dense": dense, "bench": bench, "ppl": ppl, "start": start}
+def sparse(result: Result) -> str:
+    compared = [r for r in result["summary"] if r["engine"] in ("exact", "predicted")]
+    peer = {r["budget_gb"]: r["decode"] for r in result["summary"] if r["engine"] == "llama.cpp"}
+    rows = [
+        [_budget(r), r["engine"], _two(peer.get(r["budget_gb"])), _two(r["decode"]), _two(r["decode_ratio"]),
+         _share(r["missed_share"]), f"{r['p99_over_mean']:.2f}", _share(r["bound_share"]),
+         _two(r["planned_tokens_per_s"]), _two(r["prefill"]), f"{r['peak_bytes'] / 1e9:.2f} GB"]
+        for r in compared
+        if r["decode"]
+    ]  # fmt: skip
+    head = ["memory in all", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "missed neurons",
+            "P99 / mean", "share of bound", "planned, tokens/s", "prefill, tokens/s", "peak memory"]  # fmt: skip
+    first = next(r["budget_gb"] for r in result["summary"])
+    steps = [r for r in result["summary"] if r["engine"] not in ("llama.cpp", "predicted") and r["decode"]]
+    ladder = [[r["engine"], _two(r["decode"])] for r in steps if r["budget_gb"] == first or r["engine"] == "all kept"]
+    shown = table(head, rows)
+    if len(ladder) > 1:
+        shown += "\n\n" + table([f"step, {first} GB (`all kept`: no limit)", "decode, tokens/s"], ladder)
+    return f"{shown}\n\n![tokens/s over memory]({Path(result['file']).with_suffix('.svg').as_posix()})"
+
+
+def _budget(row: Result) -> str:
+    return "no limit" if row["budget_gb"] is None else f"{row['budget_gb']:.1f} GB"
+
+
+def _two(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def plot_sparse(result: Result) -> None:
+    """Tokens/s over memory, every engine and policy, beside the result as .svg."""
+    from matplotlib.figure import Figure  # of hotset[plot]; the tables need none of it
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in result["summary"]:
+        if row["decode"] and row["budget_gb"] is not None:
+            points.setdefault(row["engine"], []).append((row["budget_gb"], row["decode"]))
+    for engine, values in points.items():
+        axes.plot(*zip(*sorted(values), strict=True), marker="o", label=engine)
+    axes.set(xlabel="memory in all, page cache included (GB)", ylabel="decode (tokens/s)", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig((ROOT / result["file"]).with_suffix(".svg"), metadata={"Date": None})
+
+
+SHOW: dict[str, Callable[[Result], str]] = {
+    "dense": dense,
+    "bench": bench,
+    "sparse": sparse,
+    "ppl": ppl,
+    "start": start,
+}
 
 
 def report() -> Iterator[str]:
@@ -95,6 +152,8 @@ def main() -> None:
     if args.print:
         print(text)
         return
+    if "sparse" in (found := newest()):
+        plot_sparse(found["sparse"])
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(START)
     readme.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")

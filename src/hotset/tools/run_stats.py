@@ -26,6 +26,8 @@ class RunStats:
     p99_s: float
     peak_bytes: int  # most memory so far
     peak_of: str  # "cgroup", page cache included, or "process"
+    predictor: str = ""  # of a packed model, as its plan says
+    planned_bytes: int = 0  # what that plan takes in all
     neurons: NeuronStats | None = None  # of a packed model
 
 
@@ -56,6 +58,8 @@ def run_stats(llm: LLM, completion: Completion, before: Mapping[str, float]) -> 
         p99_s=stats.latency(0.99),
         peak_bytes=peak,
         peak_of=peak_of,
+        predictor=llm.plan.predictor if llm.plan else "",
+        planned_bytes=llm.plan.bytes if llm.plan else 0,
         neurons=None if llm.plan is None or tokens == 0 else _neurons(llm, before, tokens),
     )
 

@@ -1,0 +1,213 @@
+"""A packed 7B under memory limits, in turn with llama.cpp on the dense shape: `make bench-sparse`. Needs root.
+
+Every run is a fresh process in a control group whose limit counts page cache, started with the page cache dropped.
+hotset plans by itself for the limit and decodes real text after a short prompt (bench/sparse_child.py); llama.cpp maps
+a Q4_0 GGUF of the same shape (--repack 0 under a limit, as a repacked copy of the weights would be killed). A round
+runs every engine once, in an order that alternates; ratios are medians over rounds. The ladder runs steps of our own
+engine, from reading everything to the plan, under the first budget. docs/howto/measure-sparse.md says how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import cgroup, peers
+from bench.common import MODELS, ROOT, commit, hotset, result_path, table, warn_if_busy
+from bench.sparse_child import STEPS
+from bench.sparse_summary import PEER, Found, Run, summary
+from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.tools.result import Series, record, write
+
+UNIT = 10**9  # budgets are in GB
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured and how long."""
+
+    store: Path
+    gguf: Path
+    child: Sequence[str]  # flags of bench.sparse_child
+    prefill: int
+    peer_tokens: int
+    seconds: float  # of one process at most
+
+    def hotset(self, budget_gb: float | None, engine: str, *flags: str) -> Run:
+        command = [sys.executable, "-m", "bench.sparse_child", "--store", str(self.store), *self.child, *flags]
+        if budget_gb is not None:
+            command += ["--memory", str(int(budget_gb * UNIT))]
+        found, output = self._run(command, budget_gb, engine)
+        if output:
+            found.details = details = json.loads(output)
+            seconds = details["decode"]["seconds"]
+            found.decode = [len(seconds) / sum(seconds)]
+            found.prefill = [rate for rate in [details["prefill_tokens_per_s"]] if rate]
+        return found
+
+    def peer(self, budget_gb: float | None) -> Run:
+        sizes = {"threads": len(os.sched_getaffinity(0)), "prompt": self.prefill, "generate": self.peer_tokens}
+        command = peers.bench_command(self.gguf, **sizes)
+        if budget_gb is not None:
+            command += ["--repack", "0"]
+        found, output = self._run(command, budget_gb, PEER)
+        for rate in peers.rates(output) if output else []:
+            (found.prefill if rate.prompt else found.decode).extend(rate.samples)
+        return found
+
+    def _run(self, command: list[str], budget_gb: float | None, engine: str) -> tuple[Run, str]:
+        limit = None if budget_gb is None else int(budget_gb * UNIT)
+        cgroup.drop_page_cache()
+        try:
+            done = cgroup.run(command, limit, seconds=self.seconds)
+        except subprocess.TimeoutExpired:
+            return Run(engine, budget_gb, _shown(command), 0, False, f"took more than {self.seconds:.0f} s"), ""
+        found = Run(engine, budget_gb, _shown(command), done.peak_bytes, done.killed)
+        if done.returncode == 0 and not done.killed:
+            return found, done.output
+        found.error = "killed for want of memory" if done.killed else done.errors.strip()[-400:]
+        return found, ""
+
+
+def _shown(command: Sequence[str]) -> str:
+    """A command without where this checkout and its programs lie."""
+    words = [Path(word).name if word.startswith("/") and not word.startswith(str(ROOT)) else word for word in command]
+    return shlex.join(word.replace(f"{ROOT}/", "") for word in words)
+
+
+def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Iterator[Run]:
+    """hotset exact, predicted where the store has predictors, and the peer, in turn at each budget."""
+    modes = {"exact": "exact", "predicted": "auto"}
+    if not (bench.store / PREDICTORS_FILE).exists():
+        del modes["predicted"]
+    for index in range(rounds):
+        for budget in budgets:
+            for engine in [*modes, PEER] if index % 2 == 0 else [PEER, *modes]:
+                if engine == PEER:
+                    yield bench.peer(budget)
+                else:
+                    yield bench.hotset(budget, engine, "--predict", modes[engine])
+
+
+def ladder(bench: Bench, budget_gb: float) -> Iterator[Run]:
+    """The steps in our own engine under one budget, exact; "all kept" without a limit."""
+    for step in STEPS[1:]:
+        yield bench.hotset(None if step == "all kept" else budget_gb, step, "--step", step, "--prefill", "0")
+
+
+def series(runs: Sequence[Run], bench: Bench) -> list[Series]:
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for run in runs:
+        where = "no limit" if run.budget_gb is None else f"{run.budget_gb} GB"
+        model = bench.gguf.stem if run.engine == PEER else bench.store.name
+        for test, samples in (("decode", run.decode), (f"prefill{bench.prefill}", run.prefill)):
+            groups.setdefault((f"{test}, {where}", run.engine, model), []).extend(samples)
+    threads = len(os.sched_getaffinity(0))
+    return [
+        Series(test, "tokens/s", tuple(samples), threads, engine, model)
+        for (test, engine, model), samples in groups.items()
+        if samples
+    ]
+
+
+def say(run: Run) -> Run:
+    where = "no limit" if run.budget_gb is None else f"{run.budget_gb} GB"
+    rates = [
+        f"{name} {statistics.median(r):.2f} tokens/s"
+        for name, r in (("decode", run.decode), ("prefill", run.prefill))
+        if r
+    ]
+    print(f"{where}, {run.engine}: {run.error or ', '.join(rates)}; peak {run.peak_bytes / UNIT:.2f} GB", flush=True)
+    return run
+
+
+def show(rows: Sequence[Found]) -> str:
+    shown = [
+        [_cell(row, name) for name in ("budget_gb", "engine", "decode", "decode_ratio", "prefill")] for row in rows
+    ]
+    return table(["GB", "engine", "decode, tokens/s", f"ratio to {PEER}", "prefill, tokens/s"], shown)
+
+
+def _cell(row: Found, name: str) -> str:
+    value = row[name]
+    return value if isinstance(value, str) else "–" if value is None else f"{value:.2f}"
+
+
+def readahead_kb(path: Path) -> int | None:
+    """Of the drive that a file lies on: what lets a mapped file be read at the drive's speed."""
+    number = path.stat().st_dev
+    device = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    queues = [folder / "queue/read_ahead_kb" for folder in (device, device.parent)]  # a partition's drive has it
+    return next((int(queue.read_text()) for queue in queues if queue.exists()), None)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=MODELS / "sparse-7b-packed", help="packed; `hotset pack`")
+    parser.add_argument("--gguf", type=Path, default=MODELS / "random-7b.Q4_0.gguf", help="dense, of the same shape")
+    parser.add_argument("--text", type=Path, default=ROOT / "docs/explanation/how-a-token-is-made.md", help="to decode")
+    parser.add_argument("--budgets", default="3.0,2.4,1.6", help="GB in all, with commas between")
+    parser.add_argument("--no-limit", action="store_true", help="also with all in memory")
+    parser.add_argument("--no-ladder", action="store_true", help="leave out the steps of our own engine")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=160, help="of hotset to decode, warm-up included")
+    parser.add_argument("--warm-up", type=int, default=32, help="of these, tokens that do not count")
+    parser.add_argument(
+        "--peer-tokens", type=int, default=8, help="of llama.cpp to decode; each takes more than a second"
+    )
+    parser.add_argument("--prefill", type=int, default=512, help="tokens; 0: none")
+    parser.add_argument("--follow", choices=("greedy", "text"), default="greedy", help="which token comes next")
+    parser.add_argument("--decode-seconds", type=float, default=60, help="after which hotset decodes no new token")
+    parser.add_argument("--seconds", type=float, default=900, help="of one process at most")
+    parser.add_argument("--output", type=Path, help="default: bench/results/sparse-CPU-DATE.json")
+    return parser.parse_args()
+
+
+def measured(args: argparse.Namespace) -> Found:
+    flags = {"text": args.text, "prefill": args.prefill, "tokens": args.tokens, "warm-up": args.warm_up}
+    flags |= {"follow": args.follow, "seconds": args.decode_seconds}
+    child = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    bench = Bench(args.store, args.gguf, child, args.prefill, args.peer_tokens, args.seconds)
+    budgets: list[float | None] = [float(budget) for budget in args.budgets.split(",")]
+    probe = hotset("probe", str(args.store), "--refresh")
+    runs = [say(run) for run in compare(bench, [*budgets, *([None] if args.no_limit else [])], args.rounds)]
+    if not args.no_ladder and budgets[0] is not None:
+        runs += [say(run) for run in ladder(bench, budgets[0])]
+    return record(
+        "sparse",
+        series(runs, bench),
+        commit=commit(),
+        peer=peers.version(),
+        page_cache="dropped before each run, counted in each limit",
+        read_ahead_kb=readahead_kb(args.gguf),
+        sizes=flags | {"text": args.text.name, "peer_tokens": args.peer_tokens, "rounds": args.rounds},
+        rates=probe["rates"],
+        summary=summary(runs),
+        runs=[asdict(run) for run in runs],
+    )
+
+
+def main() -> None:
+    args = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: ends the running program, removes its group
+    warn_if_busy()
+    try:
+        result = measured(args)
+    except cgroup.CgroupError as error:
+        sys.exit(f"bench.sparse: {error}")
+    path = args.output or result_path("sparse", result["host"]["cpu"]["model"])
+    write(result, path)
+    print(f"\n{show(result['summary'])}\n\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
