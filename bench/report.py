@@ -19,12 +19,18 @@ Result = dict[str, Any]
 
 
 def newest() -> dict[str, Result]:
-    """The last result of each kind."""
+    """The last result of each kind; of comparisons with a peer, the last of each model."""
+    results = [
+        json.loads(path.read_text()) | {"file": path.relative_to(ROOT).as_posix()} for path in RESULTS.glob("*.json")
+    ]
     found: dict[str, Result] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        if result["date"] >= found.get(result["what"], {"date": ""})["date"]:
-            found[result["what"]] = result | {"file": path.relative_to(ROOT).as_posix()}
+    for result in sorted(results, key=lambda r: str(r["date"])):
+        old = found.get(result["what"])
+        if old and "peer" in result and "ratios" in result:
+            models = {row["model"] for row in result["ratios"]}
+            for rows in ("ratios", "series"):
+                result[rows] = [row for row in old[rows] if row["model"] not in models] + result[rows]
+        found[result["what"]] = result
     return found
 
 
