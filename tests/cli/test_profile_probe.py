@@ -63,3 +63,10 @@ def test_probe_mistakes(hotset: Hotset, tmp_path: Path) -> None:
     assert hotset("probe", file).code == 2
     absent = hotset("probe", tmp_path / "absent")
     assert (absent.code, "there is no folder" in absent.err) == (2, True)
+
+
+def test_profile_within_a_budget(hotset: Hotset, store: Path, text: Path, tmp_path: Path) -> None:
+    args = ("profile", store, "--text", text, "--tokens", "300", "--out", tmp_path / "p.safetensors", "--no-replay")
+    small = hotset(*args, "--memory", "20MB")
+    assert (small.code, "Profiling takes" in small.err, small.out) == (6, True, "")
+    assert hotset(*args, "--memory", "1GiB").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,12 @@ import typer
 
 from hotset.cli.options import EngineFlags, JsonFlag, ModelArgument, takes
 from hotset.cli.progress import progress_bar
-from hotset.cli.text import note, print_json
+from hotset.cli.text import human_bytes, note, print_json
 
 if TYPE_CHECKING:
     from hotset.formats.profile import Profile
+    from hotset.llm import LLM
+    from hotset.tools.profile import ProfileOptions
 
 
 @takes(engine=EngineFlags)
@@ -55,11 +58,34 @@ def profile(
 def _profile(
     name: str, text: list[Path], tokens: int, window: int, out: Path | None, engine: EngineFlags, quiet: bool
 ) -> Profile:
-    from hotset.cli.load import load_model
     from hotset.tools import profile as tool
 
-    with load_model(name, engine, quiet=quiet) as llm, progress_bar(not quiet) as progress:
-        return tool.profile(llm, text, out, tool.ProfileOptions(tokens=tokens, window=window), progress)
+    options = tool.ProfileOptions(tokens=tokens, window=window)
+    with _loaded(name, engine, options, quiet) as llm, progress_bar(not quiet) as progress:
+        return tool.profile(llm, text, out, options, progress)
+
+
+def _loaded(name: str, engine: EngineFlags, options: ProfileOptions, quiet: bool) -> LLM:
+    """The model in what counting leaves of the budget."""
+    from hotset.cli.load import load_model
+
+    if engine.memory is None:
+        return load_model(name, engine, quiet=quiet)
+    from hotset.engine.budget import parse_bytes
+    from hotset.errors import MemoryBudgetError
+    from hotset.formats.store import open_store
+    from hotset.models import resolve
+    from hotset.tools import resolve_model
+    from hotset.tools.profile import working_bytes
+
+    ignored = engine.ignore_key or ()
+    config = resolve(open_store(resolve_model(name, ignore_keys=ignored)).config, ignore_keys=ignored).config
+    own = working_bytes(len(config.layers), config.ffn, options)
+    left = max(parse_bytes(engine.memory) - own, 1)
+    try:
+        return load_model(name, replace(engine, memory=str(left)), quiet=quiet)
+    except MemoryBudgetError as error:
+        raise MemoryBudgetError(f"{error}. Profiling takes {human_bytes(own)} more than running") from None
 
 
 def _there(name: str, path: Path | None) -> Profile:

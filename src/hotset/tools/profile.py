@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from hotset import _core
 from hotset.errors import UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.profile import PROFILE_FILE, Profile, fingerprint, write_profile
+from hotset.formats.profile import BATCHES, PROFILE_FILE, Profile, fingerprint, write_profile
 from hotset.formats.progress import Progress, silent
 from hotset.tools.profile_counts import Bits, Counter
 from hotset.tools.profile_neighbours import neighbours
+from hotset.tools.profile_neighbours import working_bytes as neighbour_bytes
 from hotset.tools.profile_text import LEAST_WINDOW, Window, digest, windows
 
 if TYPE_CHECKING:
@@ -62,6 +63,15 @@ class ProfileOptions:
             raise UsageError(f"{self.tokens} tokens to profile; wanted at least 1")
         if self.window < LEAST_WINDOW + 1:
             raise UsageError(f"a window of {self.window} tokens; wanted at least {LEAST_WINDOW + 1}")
+
+
+def working_bytes(layers: int, ffn: int, options: ProfileOptions) -> int:
+    """Memory that profiling takes besides the model's, about."""
+    row = layers * -(-ffn // 8)  # bits of one token
+    counts = 2 * 2 * len(BATCHES) * layers * ffn * 8  # in the model's order as well as in the store's, at the end
+    found = 8 * options.neighbours * layers * ffn
+    kept = options.sample + 2 * options.trace + 3 * options.window
+    return counts + found + kept * row + 2 * options.sample * ffn + neighbour_bytes(options.sample, ffn)
 
 
 def profile(
