@@ -56,14 +56,15 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
     if step == "nothing predicted":  # so all neurons are read and computed
         return {"predictor": "all", "hot": 0, "cold_slots": 0}
     model = resolve(store.config)
-    planned, sizes = make_plan(store, model, wishes, {"predictor": "gate"}), neuron_sizes(store, model, None)
-    room = max(0, planned.memory["hot"] + planned.memory["cold"] - _GROWTH)
-    prefix, slots = room // sizes.stride // sizes.layers, room // sizes.slot_bytes
+    planned, sizes = make_plan(store, model, wishes, {"predictor": "gate"}), neuron_sizes(store, model, None).of("gate")
+    room = max(0, sum(planned.memory[part] for part in ("hot", "cold", "spill")) - _GROWTH)
+    # Without cold slots the missing neurons of one layer at a time need room, too.
+    prefix = max(0, room // sizes.stride - sizes.ffn) // max(1, sizes.layers - 1)
     hot, cold = {
         "nothing kept": (0, 0),
         "hot prefix": (min(sizes.ffn, prefix), 0),
         "all kept": (sizes.ffn, 0),
-    }.get(step, (0, min(sizes.neurons, slots)))
+    }.get(step, (0, min(sizes.neurons, room // sizes.slot_bytes)))
     policy = {"policy": step} if cold else {}
     return {"predictor": "gate", "hot": hot, "cold_slots": cold, **policy}
 
