@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, chat, convert, doctor, evaluate, inspect, pack, plan, probe, profile, pull, run
+from hotset.cli import (
+    bench,
+    chat,
+    convert,
+    doctor,
+    evaluate,
+    inspect,
+    pack,
+    plan,
+    probe,
+    profile,
+    pull,
+    run,
+    train_predictor,
+)
 from hotset.cli.text import note
 from hotset.errors import HotsetError
 
@@ -56,6 +70,7 @@ COMMANDS = (
     pull.pull,
     profile.profile,
     probe.probe,
+    train_predictor.train_predictor,
     plan.plan,
     inspect.inspect,
     bench.bench,

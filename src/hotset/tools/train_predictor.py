@@ -1,0 +1,169 @@
+"""`hotset train-predictor`: maps that say which neurons a token needs, fitted on text and calibrated on the engine.
+
+The model runs the text once; the FFNs' inputs go to the drive. Then one layer after another is fitted
+(train_predictor_fit.py), in memory for one layer; at last thresholds are chosen (train_predictor_calibrate.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from hotset.errors import InputError, UsageError
+from hotset.formats.files import storage_error
+from hotset.formats.predictors import Predictors, read_predictors, write_predictors
+from hotset.formats.progress import Progress, silent
+from hotset.formats.store import Store, open_store
+from hotset.models import resolve
+from hotset.tokenizer import Tokenizer
+from hotset.tools.profile_text import Window, windows
+from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality, calibrate, thresholds
+from hotset.tools.train_predictor_fit import FORMAT, ROWS, LayerFit, fit_layer
+from hotset.tools.train_predictor_inputs import Floats, capture, read_neurons
+from hotset.tools.train_predictor_report import TrainReport, layer_report
+
+_HELD_OUT = 4  # one window in so many
+_TRIED = 256  # held-out tokens on which a layer's maps are tried
+_RANKS = (1 / 32, 1 / 16, 1 / 8)  # shares of the hidden size, see fit_layer
+_LEAST_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    tokens: int = 8192  # of text, a quarter of it held out
+    rank: int | None = None  # of all layers; None: each layer's own
+    loss: float = 0.005  # allowed, relative, of perplexity
+    measure: int = 256  # tokens taken one by one in each run that thresholds are tried in
+    threads: int = 0  # 0: all cores
+
+    def check(self, hidden: int) -> None:
+        """Raises UsageError."""
+        if self.tokens < _LEAST_TOKENS:
+            raise UsageError(f"{self.tokens} tokens to train on; wanted at least {_LEAST_TOKENS}, better 8192")
+        if self.rank is not None and not (self.rank % ROWS == 0 < self.rank <= hidden):
+            raise UsageError(
+                f"rank is {self.rank}; wanted a multiple of {ROWS} up to {hidden}, the hidden size, or auto"
+            )
+        if not 0 < self.loss < 1:
+            raise UsageError(f"loss is {self.loss:g}; wanted more than 0 and less than 1, such as 0.005 or 0.5%")
+        if self.measure < 1:
+            raise UsageError(f"{self.measure} tokens to measure on; wanted at least 1")
+
+
+def train_predictor(
+    folder: Path, text: Sequence[Path], options: TrainOptions | None = None, progress: Progress = silent
+) -> TrainReport:
+    """Trains predictors of all layers of a packed store and writes them beside it.
+
+    Raises: UsageError (store that is not packed), InputError (no text, too little), StorageError, FormatError.
+    """
+    store = open_store(folder)
+    if store.neurons is None:
+        raise UsageError(f"{folder} is not packed, so its neurons are not read one by one; use `hotset pack` first")
+    try:
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".train-predictor-")
+    except OSError as error:
+        raise storage_error(folder, "cannot be written", error) from None
+    with scratch as work:
+        return _Training(store, options or TrainOptions(), Path(work), progress).run(text)
+
+
+class _Training:
+    """One run of the tool."""
+
+    def __init__(self, store: Store, options: TrainOptions, work: Path, progress: Progress) -> None:
+        self.options, self.work, self.progress = options, work, progress
+        self.model = resolve(store.config)
+        options.check(self.model.config.hidden)
+        self.bench = Bench(store, self.model, options.threads)
+        self.store, self.info = store, self.bench.info
+        self.maps: list[tuple[Floats, Floats]] = []  # by layer; files in `work`, rows of up in the model's own order
+        self.fits: list[LayerFit] = []
+
+    def run(self, text: Sequence[Path]) -> TrainReport:
+        start = time.monotonic()
+        size = min(STEP, self.model.config.context)
+        parts = windows(text, Tokenizer.load(self.store.path), size, self.options.tokens)
+        training, held_out = split(parts)
+        inputs, passages = self._inputs(training, held_out)
+        self._fit(inputs, sum(len(window) - 1 for window in training))
+        runs = self._calibrate(passages)
+        keep, fetch = thresholds([f.tried for f in self.fits], runs[-1].energy)
+        layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
+        report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, inputs.shape[1], time.monotonic() - start)
+        path = write_predictors(self.store.path, self.info, self.maps, keep, fetch, report.facts, FORMAT)
+        return replace(report, path=path)
+
+    def _inputs(self, training: list[Window], held_out: list[Window]) -> tuple[Floats, list[Passage]]:
+        core = self.bench.exact()
+        path = self.work / "inputs.npy"
+        inputs = capture(core, [*training, *held_out], path, self.model.config, STEP, self.progress)
+        return inputs, self.bench.passages(core, held_out, self.options.measure)
+
+    def _fit(self, inputs: Floats, count: int) -> None:
+        """count: tokens to fit on; the rest is held out."""
+        hidden, layers = self.model.config.hidden, self.info.layers
+        own = sorted({max(round(share * hidden / ROWS), 1) * ROWS for share in _RANKS})
+        ranks = own if self.options.rank is None else [self.options.rank]
+        every = max(1, (inputs.shape[1] - count) // _TRIED)
+        for layer in range(layers):
+            neurons = read_neurons(self.store, self.model, layer)
+            x, held_out = np.array(inputs[layer, :count]), np.array(inputs[layer, count::every])
+            down, up, fit = fit_layer(neurons, x, held_out, ranks, self.options.loss)
+            own_order = np.empty_like(up)
+            own_order[self.info.read_order(layer)] = up
+            self.maps.append((self._kept(f"down-{layer}", down), self._kept(f"up-{layer}", own_order)))
+            self.fits.append(fit)
+            self.progress(layer + 1, layers, "layers")
+
+    def _kept(self, name: str, matrix: Floats) -> Floats:
+        """A matrix in a file, so that memory need not hold those of all layers."""
+        path = self.work / f"{name}.npy"
+        try:
+            np.save(path, matrix)
+        except OSError as error:
+            raise storage_error(path, "cannot be written", error) from None
+        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+    def _calibrate(self, passages: list[Passage]) -> list[Quality]:
+        trained = self._everything()
+        tried = [fit.tried for fit in self.fits]
+        done = 0
+
+        def measure(energy: float) -> Quality:
+            nonlocal done
+            done += 1
+            self.progress(done, done + 1, "runs to set thresholds")
+            return self.bench.measure(trained, tried, energy, passages)
+
+        return calibrate(measure, self.options.loss)
+
+    def _everything(self) -> Predictors:
+        """The maps as the engine reads them, with thresholds that leave nothing out."""
+        least = [float("-inf")] * self.info.layers
+        facts = {"relu": False, "candidates": 1.0, "recall": 1.0, "perplexity_change": 0.0}
+        write_predictors(self.work, self.info, self.maps, least, least, facts, FORMAT)
+        trained = read_predictors(self.work, self.info)
+        assert trained is not None
+        return trained
+
+
+def split(parts: list[Window]) -> tuple[list[Window], list[Window]]:
+    """Windows to fit on and windows held out, both spread over the text. One window alone is cut.
+
+    Raises InputError.
+    """
+    if len(parts) == 1 and len(parts[0]) >= _LEAST_TOKENS:
+        cut = len(parts[0]) * (_HELD_OUT - 1) // _HELD_OUT
+        parts = [parts[0][:cut], parts[0][cut:]]
+    tokens = sum(map(len, parts))
+    if tokens < _LEAST_TOKENS:
+        raise InputError(f"the text has {tokens} tokens; wanted at least {_LEAST_TOKENS}, better 8192: give more text")
+    held_out = parts[-1::-_HELD_OUT][::-1]
+    chosen = {id(window) for window in held_out}
+    return [window for window in parts if id(window) not in chosen], held_out

@@ -1,0 +1,183 @@
+"""Thresholds of trained predictors, so that what they change in a model's answers stays within an allowed loss.
+
+The engine itself runs held-out text, token by token as it would generate it, and its logits are compared with the exact
+ones. The mean Kullback-Leibler divergence from these is what the logarithm of perplexity would grow by on text that the
+model writes itself; unlike the change on a given text it cannot be negative, and it is known from few tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset import _core
+from hotset.engine.budget import Host
+from hotset.formats.predictors import Predictors
+from hotset.formats.store import Store
+from hotset.loader import load_core, tensor_ref
+from hotset.models import Model
+from hotset.tools.profile_text import Window
+from hotset.tools.train_predictor_fit import Tried
+from hotset.tools.train_predictor_inputs import Floats, run
+
+STEP = 512  # tokens of a prompt's step
+FETCH = 4.0  # share of energy that is given up where neurons are missing, to that where they are in memory
+_LEAST, _MOST, _START = 1e-5, 0.5, 0.01  # shares of lost energy
+_RUNS = 6
+_CLOSE = 0.7  # of the allowed loss: near enough to stop
+_MEMORY = 0.5  # share of the neurons that there is room for while measuring
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of held-out text: a prompt, then tokens taken one by one, with the exact logits after each."""
+
+    tokens: Window
+    prompt: int
+    exact: Floats  # [len(tokens) - prompt, vocab]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What predictors change. Means over tokens; errors are standard errors of the means, in nats."""
+
+    energy: float  # share that thresholds give up in every layer
+    kl: float  # from the exact distribution of the next token, nats
+    kl_error: float
+    exact_perplexity: float
+    perplexity: float
+    change_error: float  # of log(perplexity / exact_perplexity)
+    predicted: float  # share of all neurons that were computed
+    tokens: int
+
+    @property
+    def change(self) -> float:
+        """Relative, of perplexity on text as the model writes it."""
+        return math.expm1(self.kl)
+
+    @property
+    def surely(self) -> float:
+        """A loss, relative, that the true one is hardly above, by either measure."""
+        grown = math.log(self.perplexity / self.exact_perplexity) - self.change_error
+        return math.expm1(max(self.kl + self.kl_error, grown))
+
+
+class Bench:
+    """A packed model to measure predictors on."""
+
+    def __init__(self, store: Store, model: Model, threads: int) -> None:
+        self.store, self.model, self.threads = store, model, threads
+        assert store.neurons is not None
+        self.info = store.neurons
+        count = self.info.layers * self.info.ffn
+        room = Host.measure().free // 2 // self.info.stride
+        self.slots = int(min(_MEMORY * count, max(room, self.info.ffn)))
+
+    def exact(self) -> _core.Engine:
+        """Computes every neuron, streamed from the drive: for many tokens at once."""
+        return self._core(_core.SparseOptions([0] * self.info.layers, 0))
+
+    def passages(self, core: _core.Engine, windows: Sequence[Window], tokens: int) -> list[Passage]:
+        """Second halves of windows, `tokens` in all, with the logits that every neuron gives."""
+        each = max(1, tokens // len(windows))
+        found = []
+        for window in windows:
+            prompt = len(window) // 2
+            part = window[: prompt + each]
+            seq = core.sequence_new()
+            run(core, seq, part[:prompt], len(part))
+            run(core, seq, part[prompt:], len(part), want=2)
+            found.append(Passage(part, prompt, core.logits().copy()))
+            core.sequence_free(seq)
+        return found
+
+    def measure(self, trained: Predictors, tried: Sequence[Tried], energy: float, text: Sequence[Passage]) -> Quality:
+        """Runs the text with thresholds that give up this share of the energy."""
+        keep, fetch = thresholds(tried, energy)
+        pairs = zip(trained.down, trained.up, strict=True)
+        maps = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
+        layers = self.info.layers
+        core = self._core(
+            _core.SparseOptions([0] * layers, self.slots, "clock", "low-rank", keep, fetch, maps, trained.relu)
+        )
+        figures = np.concatenate([np.array(list(_compare(core, passage))) for passage in text])
+        kl, exact, got, scored = figures.T
+        stats = core.sparse_stats
+        exact, got = exact[scored > 0], got[scored > 0]
+        return Quality(
+            energy=energy,
+            kl=float(kl.mean()),
+            kl_error=_error(kl),
+            exact_perplexity=math.exp(exact.mean()),
+            perplexity=math.exp(got.mean()),
+            change_error=_error(got - exact),
+            predicted=stats["candidates"] / max(stats["layers"] * self.info.ffn, 1),
+            tokens=len(kl),
+        )
+
+    def _core(self, sparse: _core.SparseOptions) -> _core.Engine:
+        return load_core(self.store, self.model, sparse, threads=self.threads, kv_tokens=2 * STEP, max_step_tokens=STEP)
+
+
+def thresholds(tried: Sequence[Tried], energy: float) -> tuple[list[float], list[float]]:
+    """Least scores of neurons in memory and of missing ones, by layer."""
+    keep = [t.at(energy)[0] for t in tried]
+    fetch = [t.at(min(FETCH * energy, 0.9))[0] for t in tried]
+    return keep, [max(k, f) for k, f in zip(keep, fetch, strict=True)]
+
+
+def calibrate(measure: Callable[[float], Quality], allowed: float) -> list[Quality]:
+    """Looks for the largest share of energy whose loss stays within `allowed`, relative; all that was measured.
+
+    The last entry is the one to use: the largest share that was within, or the least one if none was. The divergence
+    grows about as the energy does, as that is the square of the error, so each try goes by the ratio of the last.
+    """
+    runs: list[Quality] = []
+    energy = _START
+    for _ in range(_RUNS):
+        runs.append(measure(energy))
+        ratio = allowed / max(runs[-1].surely, 1e-9)
+        if 1 <= ratio <= 1 / _CLOSE:
+            break
+        within = [r.energy for r in runs if r.surely <= allowed]
+        beyond = [r.energy for r in runs if r.surely > allowed]
+        following = energy * min(max(0.9 * ratio, 0.03), 10)
+        if within and beyond and not max(within) < following < min(beyond):
+            following = math.sqrt(max(within) * min(beyond))
+        following = min(max(following, _LEAST), _MOST)
+        if following == energy:
+            break
+        energy = following
+    within_runs = [r for r in runs if r.surely <= allowed]
+    best = max(within_runs, key=lambda r: r.energy) if within_runs else min(runs, key=lambda r: r.energy)
+    return [*(r for r in runs if r is not best), best]
+
+
+def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, float, float, float]]:
+    """After each token: divergence; surprise of the exact and of this engine at the next token; 1 if there is one."""
+    tokens, prompt = passage.tokens, passage.prompt
+    seq = core.sequence_new()
+    run(core, seq, tokens[:prompt], len(tokens))
+    for i, exact in enumerate(passage.exact):
+        run(core, seq, tokens[prompt + i : prompt + i + 1], len(tokens), want=1)
+        p, q = _log_softmax(exact), _log_softmax(core.logits()[0])
+        divergence = float(np.exp(p) @ (p - q))
+        following = prompt + i + 1
+        if following < len(tokens):
+            yield divergence, -float(p[tokens[following]]), -float(q[tokens[following]]), 1.0
+        else:
+            yield divergence, 0.0, 0.0, 0.0
+    core.sequence_free(seq)
+
+
+def _log_softmax(logits: Floats) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max()
+    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    return float(values.std() / math.sqrt(max(len(values) - 1, 1)))
