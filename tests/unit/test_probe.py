@@ -27,7 +27,7 @@ RATES = Rates(
     int8_gmac_per_s={1: 100.0, 2: 190.0},
     neuron_bytes_per_s={1: 7e9},
 )
-SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.005, 2)
+SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.005, 2, 4 * MIB)
 
 
 def sample(backend: str, block: int, depth: int, reads: float, *, random: bool = True, size: int = 100) -> DriveSample:
@@ -132,20 +132,19 @@ def test_drive_samples(tmp_path: Path) -> None:
 
 def test_file_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_drive, "LEAST_FILE", 2 * MIB)
-    monkeypatch.setattr(probe_drive, "_LARGEST_SCRATCH", 3 * MIB)
     (tmp_path / "resident.safetensors").write_bytes(bytes(MIB))
-    with probe_drive.file_to_read(tmp_path) as path:
+    with probe_drive.file_to_read(tmp_path, 3 * MIB) as path:
         assert path.stat().st_size == 3 * MIB
     assert not path.exists()
     (tmp_path / "neurons.safetensors").write_bytes(bytes(2 * MIB))
-    with probe_drive.file_to_read(tmp_path) as path:
+    with probe_drive.file_to_read(tmp_path, 3 * MIB) as path:
         assert path.name == "neurons.safetensors"
     assert path.exists()
 
 
 def test_full_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_drive.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100 * MIB}))
-    with pytest.raises(StorageError, match="100 MiB free"), probe_drive.file_to_read(tmp_path):
+    with pytest.raises(StorageError, match="100 MiB free"), probe_drive.file_to_read(tmp_path, 3 * MIB):
         pass
 
 
@@ -178,7 +177,6 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(probe_drive, "QUICK", SMALL)
     monkeypatch.setattr(probe_drive, "FULL", SMALL)
     monkeypatch.setattr(probe_drive, "LEAST_FILE", MIB)
-    monkeypatch.setattr(probe_drive, "_LARGEST_SCRATCH", 4 * MIB)
     monkeypatch.setattr("hotset.tools.probe_kernels.int8_gmac_per_s", lambda threads, seconds: 50.0 * threads)
     monkeypatch.setattr(probe_neurons, "_LEAST_BYTES", MIB)
     monkeypatch.setattr(probe_neurons, "_CACHES", 0)

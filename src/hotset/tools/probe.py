@@ -90,7 +90,7 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     counts = probe_kernels.thread_counts(found.cpu.cores)
     steps = _Steps(probe_drive.steps(grid) + 3 * repeats * len(counts), progress)
     load = os.getloadavg()[0]
-    with probe_drive.file_to_read(folder) as file:
+    with probe_drive.file_to_read(folder, grid.scratch_bytes) as file:
         read = {"path": str(file), "bytes": file.stat().st_size}
         drive = probe_drive.measure(file, grid, lambda: steps.done("drive"))
     memory = probe_kernels.by_threads(

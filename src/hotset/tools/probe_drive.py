@@ -18,7 +18,6 @@ from hotset.formats.store import WEIGHT_FILES
 MIB = 1 << 20
 SEQUENTIAL_BYTES = MIB  # of one read
 LEAST_FILE = 256 * MIB  # a smaller one may lie in the drive's own cache as a whole
-_LARGEST_SCRATCH = 1024 * MIB
 _FREE_SHARE = 4  # a scratch file takes at most one part in so many of the free space
 
 
@@ -47,11 +46,26 @@ class DriveGrid:
     ranges: Sequence[int]  # smaller files that 4 KiB reads go to, besides the main one
     seconds: float
     passes: int
+    scratch_bytes: int  # of a file made for it, if the free space allows
 
 
-QUICK = DriveGrid((4096, 8192, 16384, 65536, MIB), (4, 16, 64), (4, 16), (), 0.08, 2)
+QUICK = DriveGrid(
+    blocks=(4096, 8192, 16384, 65536, MIB),
+    depths=(4, 16, 64),
+    sequential_depths=(4, 16),
+    ranges=(),
+    seconds=0.08,
+    passes=2,
+    scratch_bytes=LEAST_FILE,
+)
 FULL = DriveGrid(
-    [4096 << i for i in range(9)], [1 << i for i in range(7)], (1, 2, 4, 8, 16), (128 * MIB, 512 * MIB), 0.2, 2
+    blocks=[4096 << i for i in range(9)],
+    depths=[1 << i for i in range(7)],
+    sequential_depths=(1, 2, 4, 8, 16),
+    ranges=(128 * MIB, 512 * MIB),
+    seconds=0.2,
+    passes=2,
+    scratch_bytes=1024 * MIB,
 )
 
 
@@ -107,21 +121,21 @@ def _sample(
 
 
 @contextmanager
-def file_to_read(folder: Path) -> Iterator[Path]:
+def file_to_read(folder: Path, scratch_bytes: int) -> Iterator[Path]:
     """A weight file in `folder` that is large enough, else a scratch file beside it, removed afterwards."""
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     largest = max(found, key=lambda path: path.stat().st_size, default=None)
     if largest is not None and largest.stat().st_size >= LEAST_FILE:
         yield largest
         return
-    with scratch_file(folder, _scratch_bytes(folder)) as path:
+    with scratch_file(folder, _fitting(folder, scratch_bytes)) as path:
         yield path
 
 
-def _scratch_bytes(folder: Path) -> int:
-    """As large as the free space allows, within limits. Raises StorageError."""
+def _fitting(folder: Path, wanted: int) -> int:
+    """As many bytes as wanted, or fewer where little space is free. Raises StorageError."""
     free = shutil.disk_usage(existing(folder)).free
-    size = min(_LARGEST_SCRATCH, free // _FREE_SHARE) // MIB * MIB
+    size = min(wanted, free // _FREE_SHARE) // MIB * MIB
     if size < LEAST_FILE:
         raise StorageError(
             f"{folder} has {free // MIB} MiB free, too little for a file to measure the drive with; at least "
