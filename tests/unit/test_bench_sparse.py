@@ -1,0 +1,71 @@
+"""bench/sparse.py: where a memory limit is set, and what its summary says of runs whose numbers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import cgroup
+from bench.sparse_summary import PEER, Run, summary
+
+
+def _host(tmp_path: Path, groups: str, handed_down: dict[str, str]) -> tuple[Path, Path]:
+    proc, mount = tmp_path / "cgroup", tmp_path / "mount"
+    proc.write_text(groups)
+    for folder, controllers in handed_down.items():
+        (mount / folder).mkdir(parents=True, exist_ok=True)
+        (mount / folder / "cgroup.subtree_control").write_text(controllers)
+    return proc, mount
+
+
+def test_version_1_limits_inside_the_own_group(tmp_path: Path) -> None:
+    proc, mount = _host(tmp_path, "5:cpu,cpuacct:/a\n4:memory:/job/7\n0::/\n", {})
+    assert cgroup.place(proc, mount) == (mount / "memory/job/7", cgroup.V1)
+
+
+def test_version_2_limits_where_a_parent_hands_memory_down(tmp_path: Path) -> None:
+    handed = {"": "cpu memory pids", "user.slice": "cpu memory", "user.slice/shell.scope": ""}
+    proc, mount = _host(tmp_path, "0::/user.slice/shell.scope\n", handed)
+    assert cgroup.place(proc, mount) == (mount / "user.slice", cgroup.V2)
+
+
+def test_no_memory_controller_is_an_error(tmp_path: Path) -> None:
+    proc, mount = _host(tmp_path, "3:cpu:/\n0::/\n", {"": "cpu io"})
+    with pytest.raises(cgroup.CgroupError, match="no memory controller"):
+        cgroup.place(proc, mount)
+
+
+def _ours(seconds: list[float], missed: list[float]) -> Run:
+    columns = {name: [0.0] * len(seconds) for name in ("active", "reads", "bytes_read", "stall_seconds")}
+    decode = {"dropped": 0, "seconds": seconds, "candidates": [100.0] * len(seconds), "missed": missed, **columns}
+    decode["stall_seconds"] = [s / 4 for s in seconds]
+    limit = {"bound": "drive", "tokens_per_s": 10.0}
+    details = {"decode": decode, "bound": limit, "plan": {"predictor": "gate", "forecast": {"tokens_per_s": 9.0}}}
+    return Run("exact", 3.0, "", 10, False, decode=[len(seconds) / sum(seconds)], details=details)
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    peers = [Run(PEER, 3.0, "", 20, False, decode=[rate]) for rate in (1.0, 2.0, 4.0)]
+    ours = [_ours([1 / rate] * 4, [0.0] * 4) for rate in (3.0, 10.0, 16.0)]
+    rows = {row["engine"]: row for row in summary([run for pair in zip(ours, peers, strict=True) for run in pair])}
+    assert rows["exact"]["decode_ratio"] == pytest.approx(4.0)  # of 3, 5 and 4; that of the medians would be 5
+    assert rows[PEER]["decode"] == 2.0
+
+
+def test_latencies_misses_and_bound_of_known_tokens() -> None:
+    row = summary([_ours([0.1] * 99 + [0.3], [2.0] * 99 + [50.0])])[0]
+    mean = (99 * 0.1 + 0.3) / 100
+    assert row["p50_s"] == 0.1
+    assert row["p99_over_mean"] == pytest.approx(0.3 / mean)
+    assert row["missed_share"] == pytest.approx((99 * 0.02 + 0.5) / 100)
+    assert row["missed_share_p99"] == 0.5
+    assert row["stall_share"] == pytest.approx(0.25)
+    assert row["bound_share"] == pytest.approx(1 / mean / 10)
+    assert row["decode_ratio"] is None  # without the peer
+
+
+def test_a_failed_run_says_why_and_gives_no_rate() -> None:
+    row = summary([Run("exact", 1.6, "", 5, True, error="killed for want of memory")])[0]
+    assert row["decode"] is None
+    assert row["errors"] == ["killed for want of memory"]
