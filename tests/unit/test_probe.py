@@ -201,6 +201,14 @@ def test_measured_once(quick: Path) -> None:
     assert not tool.probe(quick).fresh
 
 
+@pytest.mark.parametrize(("load", "busy"), [(0.0, False), (0.4, False), (1e3, True)])
+def test_a_busy_host_is_told(quick: Path, monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    for found in (tool.probe(quick), tool.probe(quick)):
+        assert (found.busy is not None) == busy
+        assert not busy or "--refresh" in str(found.busy)
+
+
 def test_another_host_measures_again(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.probe(quick)
     info = _core.cpu_info() | {"model": "another CPU"}

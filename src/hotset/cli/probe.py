@@ -9,7 +9,7 @@ import typer
 
 from hotset.cli.options import JsonFlag
 from hotset.cli.progress import progress_bar
-from hotset.cli.text import human_bytes, print_json
+from hotset.cli.text import human_bytes, note, print_json
 
 if TYPE_CHECKING:
     from hotset.tools.probe import Probe
@@ -38,6 +38,8 @@ def probe(
         raise UsageError(f"there is no folder {folder}; name one on the drive to measure")
     with progress_bar(not json) as progress:
         found = tool.probe(folder, full=full, refresh=refresh, progress=progress)
+    if found.busy is not None:
+        note(f"note: {found.busy}")
     if json:
         print_json({**found.record, "age_seconds": found.age_seconds, "path": str(found.path)})
     else:

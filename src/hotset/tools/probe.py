@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hotset.tools.probe_drive import DriveSample
 
 Samples = Mapping[int, Sequence[float]]  # by threads
+_BUSY = 0.5  # load for each CPU
 _ABOUT_EQUAL = 0.85  # of the reads/s of the faster back end: as far as repeated measurements differ
 _GOOD_ENOUGH = 0.95  # of the best rate: a deeper queue for less than that only costs memory and latency
 
@@ -37,6 +38,17 @@ class Probe:
     @property
     def age_seconds(self) -> float:
         return (datetime.now(UTC) - datetime.fromisoformat(self.record["measured_at"])).total_seconds()
+
+    @property
+    def busy(self) -> str | None:
+        """A remark if so much else ran that the rates are lower than this host's."""
+        load, threads = self.record["load_average"], self.rates.threads
+        if load <= _BUSY * threads:
+            return None
+        return (
+            f"other programs kept the host busy when it was measured (load {load:.1f} on {threads} CPUs), so the rates are "
+            "too low: `hotset probe --refresh` when it is idle"
+        )
 
 
 def cached_rates(folder: Path) -> Rates | None:
@@ -76,7 +88,8 @@ def _kept(path: Path, full: bool) -> Probe | None:
     try:
         rates, record = load_rates(path), read_json(path)
         known = Probe(path, rates, record, fresh=False)
-        return known if known.age_seconds >= 0 and (record["mode"] == "full" or not full) else None
+        fine = known.age_seconds >= 0 and record["load_average"] >= 0
+        return known if fine and (record["mode"] == "full" or not full) else None
     except (FormatError, StorageError, KeyError, ValueError, TypeError):
         return None
 
