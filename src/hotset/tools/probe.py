@@ -46,8 +46,8 @@ class Probe:
         if load <= _BUSY * threads:
             return None
         return (
-            f"other programs kept the host busy when it was measured (load {load:.1f} on {threads} CPUs), so the rates are "
-            "too low: `hotset probe --refresh` when it is idle"
+            f"other programs kept the host busy when it was measured (load {load:.1f} on {threads} CPUs), so the rates "
+            "are too low: `hotset probe --refresh` when it is idle"
         )
 
 
