@@ -53,6 +53,27 @@ class ThreadPool {
         &ctx);
   }
 
+  // Calls body(part, thread) for every part, at most 64. Thread i takes part i first, so that what belongs to
+  // a part stays in one core's caches from phase to phase; whoever is done takes parts that nobody has begun.
+  template <class Body>
+  void parallel_parts(size_t parts, Body&& body) {
+    struct Ctx {
+      Body& body;
+      std::atomic<uint64_t> taken;
+      size_t parts;
+    } ctx{body, {0}, parts};
+    share(
+        [](void* p, size_t thread) {
+          auto& c = *static_cast<Ctx*>(p);
+          for (size_t i = 0; i < c.parts; ++i) {
+            const size_t part = (thread + i) % c.parts;
+            const uint64_t bit = uint64_t{1} << part;
+            if (!(c.taken.fetch_or(bit, std::memory_order_relaxed) & bit)) c.body(part, thread);
+          }
+        },
+        &ctx);
+  }
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;

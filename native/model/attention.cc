@@ -94,13 +94,13 @@ Attention::Attention(const ModelDesc& desc, const kernels::Kernels& k, ThreadPoo
 void Attention::run(const Batch& batch, size_t layer, const LayerWeights& w, const RopeTables& ropes, Rows q,
                     Rows k, Rows v, Rows out) {
   for (const BatchSequence& s : batch.sequences)
-    pool_.parallel_for(s.count, 4, [&](size_t begin, size_t end, size_t) {
-      for (size_t t = begin; t < end; ++t) finish_projections(s, t, layer, w, ropes, q, k, v);
+    RowParts(s.count, pool_).each_row(pool_, [&](size_t t) {
+      finish_projections(s, t, layer, w, ropes, q, k, v);
     });
   make_tiles(batch);
   const int64_t window = desc_.layers[layer].window;
   if (tiles_.size() >= 4 * pool_.size())
-    run_tiles(layer, window, q, out);
+    run_tiles(layer, RowParts(batch.rows(), pool_), window, q, out);
   else
     run_split(layer, window, q, out);
 }
@@ -188,22 +188,30 @@ void Attention::store_output(const Tile& t, const State& s, Rows out) const {
 }
 
 // Many tiles: each thread takes whole tiles.
-void Attention::run_tiles(size_t layer, int64_t window, Rows q, Rows out) {
-  pool_.parallel_for(tiles_.size(), 1, [&](size_t begin, size_t end, size_t thread) {
-    float* memory = scratch_.data() + thread * 2 * State::floats(hd_);
-    for (size_t i = begin; i < end; ++i) {
-      const Tile& t = tiles_[i];
-      State total(memory, t.queries(), hd_), part(memory + State::floats(hd_), t.queries(), hd_);
-      load_queries(t, window, q, total);
-      part.share_queries(total);
-      total.reset();
-      for (size_t c = 0; c < chunks(t); ++c) {
-        attend_chunk(t, layer, c, part);
-        total.merge(part);
-      }
-      store_output(t, total, out);
-    }
-  });
+void Attention::run_tiles(size_t layer, const RowParts& rows, int64_t window, Rows q, Rows out) {
+  if (rows.split()) {
+    pool_.parallel_parts(rows.parts(), [&](size_t part, size_t thread) {
+      for (const Tile& t : tiles_)
+        if (rows.part_of(t.seq->first_row + t.token) == part) run_tile(t, layer, window, q, out, thread);
+    });
+  } else {
+    pool_.parallel_for(tiles_.size(), 1, [&](size_t begin, size_t end, size_t thread) {
+      for (size_t i = begin; i < end; ++i) run_tile(tiles_[i], layer, window, q, out, thread);
+    });
+  }
+}
+
+void Attention::run_tile(const Tile& t, size_t layer, int64_t window, Rows q, Rows out, size_t thread) {
+  float* memory = scratch_.data() + thread * 2 * State::floats(hd_);
+  State total(memory, t.queries(), hd_), part(memory + State::floats(hd_), t.queries(), hd_);
+  load_queries(t, window, q, total);
+  part.share_queries(total);
+  total.reset();
+  for (size_t c = 0; c < chunks(t); ++c) {
+    attend_chunk(t, layer, c, part);
+    total.merge(part);
+  }
+  store_output(t, total, out);
 }
 
 // Few tiles (decode): the threads share the chunks of a long context.

@@ -8,6 +8,7 @@
 #include "model/activations.h"
 #include "model/batch.h"
 #include "model/kv_cache.h"
+#include "model/row_parts.h"
 
 namespace hotset::model {
 
@@ -56,7 +57,8 @@ class Attention {
   void attend_chunk(const Tile& t, size_t layer, size_t chunk, State& s) const;
   void store_output(const Tile& t, const State& s, Rows out) const;
   size_t chunks(const Tile& t) const;
-  void run_tiles(size_t layer, int64_t window, Rows q, Rows out);
+  void run_tiles(size_t layer, const RowParts& rows, int64_t window, Rows q, Rows out);
+  void run_tile(const Tile& t, size_t layer, int64_t window, Rows q, Rows out, size_t thread);
   void run_split(size_t layer, int64_t window, Rows q, Rows out);
 
   const ModelDesc& desc_;

@@ -92,22 +92,18 @@ void Forward::norm(const Vector& w, const Vector& b, const float* x, float* y) c
 
 Input Forward::normed(const Vector& w, const Vector& b, size_t n) {
   if (w.empty()) return {x_, &xq_, n};
-  pool_.parallel_for(n, 4, [&](size_t begin, size_t end, size_t) {
-    for (size_t t = begin; t < end; ++t) norm(w, b, x_.row(t), xn_.row(t));
-  });
+  RowParts(n, pool_).each_row(pool_, [&](size_t t) { norm(w, b, x_.row(t), xn_.row(t)); });
   return {xn_, &xq_, n};
 }
 
 void Forward::add_block(const Vector& post_norm, size_t n) {
   if (adds_directly(post_norm)) return;
-  pool_.parallel_for(n, 4, [&](size_t begin, size_t end, size_t) {
-    for (size_t t = begin; t < end; ++t) {
-      float* y = y_.row(t);
-      if (!post_norm.empty()) norm(post_norm, {}, y, y);
-      if (desc_.residual_scale != 1.0f)
-        for (int64_t j = 0; j < desc_.hidden; ++j) y[j] *= desc_.residual_scale;
-      k_.add(y, desc_.hidden, x_.row(t));
-    }
+  RowParts(n, pool_).each_row(pool_, [&](size_t t) {
+    float* y = y_.row(t);
+    if (!post_norm.empty()) norm(post_norm, {}, y, y);
+    if (desc_.residual_scale != 1.0f)
+      for (int64_t j = 0; j < desc_.hidden; ++j) y[j] *= desc_.residual_scale;
+    k_.add(y, desc_.hidden, x_.row(t));
   });
 }
 
@@ -151,24 +147,34 @@ void Forward::dense_ffn(size_t layer, const Input& in) {
   hq_.shape(in.rows, desc_.ffn);
   const size_t units = pad_to(w.up.row_blocks(), kUnitBlocks) / kUnitBlocks;
   const size_t unit_bytes = kUnitBlocks * w.up.row_block_bytes() * (desc_.gated ? 2 : 1);
-  const size_t chunk = chunk_blocks(units, unit_bytes, in.rows, pool_.size());
+  const RowParts rows(in.rows, pool_);
+  const size_t chunk = chunk_blocks(units, unit_bytes, in.rows, rows.split() ? 1 : pool_.size());
   const size_t scratch = kTile * chunk * kColBlock;
   for (auto& s : up_scratch_) s.resize(std::max(s.size(), scratch));
-  pool_.parallel_for(units, chunk, [&](size_t begin, size_t end, size_t thread) {
-    ffn_units(layer, in, begin, end, up_scratch_[thread].data());
-  });
+  if (rows.split()) {
+    pool_.parallel_parts(rows.parts(), [&](size_t part, size_t thread) {
+      for (size_t begin = 0; begin < units; begin += chunk)
+        ffn_units(layer, in, begin, std::min(units, begin + chunk), {part, rows.parts()},
+                  up_scratch_[thread].data());
+    });
+  } else {
+    pool_.parallel_for(units, chunk, [&](size_t begin, size_t end, size_t thread) {
+      ffn_units(layer, in, begin, end, {}, up_scratch_[thread].data());
+    });
+  }
   const Input out{h_, &hq_, in.rows};
   const Product down[] = {{&w.down, &w.down_bias, y_, adds_directly(w.ffn_post_norm) ? &x_ : nullptr}};
   linear_.run(out, down);
 }
 
 // h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), and its int8 copy.
-void Forward::ffn_units(size_t layer, const Input& in, size_t begin, size_t end, float* scratch) {
+void Forward::ffn_units(size_t layer, const Input& in, size_t begin, size_t end, TileRange tiles,
+                        float* scratch) {
   const LayerWeights& w = weights_.layers[layer];
   const size_t block = begin * kUnitBlocks, blocks = std::min(end * kUnitBlocks, w.up.row_blocks()) - block;
   const size_t first = begin * kColBlock, width = blocks * kRowBlock;
   const size_t count = std::min(end * kColBlock, w.up.rows) - first;
-  for (size_t i = 0; i * kTile < in.rows; ++i) {
+  for (size_t i = tiles.first; i * kTile < in.rows; i += tiles.step) {
     float* h = h_.row(i * kTile) + first;
     if (desc_.gated) {
       linear_.tile(w.gate, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));

@@ -33,7 +33,7 @@ class Forward {
   void ffn_block(size_t layer, size_t n);
   void dense_ffn(size_t layer, const Input& in);
   void outer_ffn(size_t layer, const Input& in);
-  void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, float* scratch);
+  void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, TileRange tiles, float* scratch);
   void finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up);
   void norm(const Vector& w, const Vector& b, const float* x, float* y) const;
   // xn = norm(x) (or x itself where there is no norm) of n rows.

@@ -43,8 +43,8 @@ void Linear::prepare(const Input& in, size_t cols, std::initializer_list<const M
                                   [](const Matrix* m) { return *m && quant::is_quantized(m->format); });
   if (!needed) return;
   in.q->shape(in.rows, cols);
-  pool_.parallel_for(in.rows, kTile / 4, [&](size_t begin, size_t end, size_t) {
-    for (size_t t = begin; t < end; ++t) k_.quantize(in.f.row(t), cols, in.q->tile(t / kTile), t % kTile);
+  RowParts(in.rows, pool_).each_row(pool_, [&](size_t t) {
+    k_.quantize(in.f.row(t), cols, in.q->tile(t / kTile), t % kTile);
   });
 }
 
@@ -59,9 +59,9 @@ void Linear::tile(const Matrix& w, size_t block, size_t blocks, const Input& in,
   }
 }
 
-void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t end) const {
+void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t end, TileRange tiles) const {
   const size_t first = begin * kRowBlock, last = std::min(end * kRowBlock, p.w->rows);
-  for (size_t i = 0; i * kTile < in.rows; ++i) {
+  for (size_t i = tiles.first; i * kTile < in.rows; i += tiles.step) {
     tile(*p.w, begin, end - begin, in, i, p.out.row(i * kTile) + first, static_cast<ptrdiff_t>(p.out.ld));
     for (size_t t = i * kTile; t < i * kTile + tile_rows(in, i); ++t) {
       float* y = p.out.row(t) + first;
@@ -77,15 +77,24 @@ void Linear::run(const Input& in, std::span<const Product> products) {
     total += p.w->row_blocks();
     bytes = std::max(bytes, p.w->row_block_bytes());
   }
-  const size_t chunk = chunk_blocks(total, bytes, in.rows, pool_.size());
-  pool_.parallel_for(total, chunk, [&](size_t begin, size_t end, size_t) {
+  const RowParts rows(in.rows, pool_);
+  const auto compute = [&](size_t begin, size_t end, TileRange tiles) {
     size_t base = 0;
     for (const Product& p : products) {
       const size_t n = p.w->row_blocks(), from = std::max(begin, base), to = std::min(end, base + n);
-      if (from < to) run_blocks(in, p, from - base, to - base);
+      if (from < to) run_blocks(in, p, from - base, to - base, tiles);
       base += n;
     }
-  });
+  };
+  const size_t chunk = chunk_blocks(total, bytes, in.rows, rows.split() ? 1 : pool_.size());
+  if (rows.split()) {
+    pool_.parallel_parts(rows.parts(), [&](size_t part, size_t) {
+      for (size_t begin = 0; begin < total; begin += chunk)
+        compute(begin, std::min(total, begin + chunk), {part, rows.parts()});
+    });
+  } else {
+    pool_.parallel_for(total, chunk, [&](size_t begin, size_t end, size_t) { compute(begin, end, {}); });
+  }
 }
 
 }  // namespace hotset::model

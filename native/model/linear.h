@@ -5,6 +5,7 @@
 #include <span>
 
 #include "model/activations.h"
+#include "model/row_parts.h"
 
 namespace hotset::model {
 
@@ -36,7 +37,7 @@ class Linear {
             ptrdiff_t ldo) const;
 
  private:
-  void run_blocks(const Input& in, const Product& p, size_t begin, size_t end) const;
+  void run_blocks(const Input& in, const Product& p, size_t begin, size_t end, TileRange tiles) const;
   const kernels::Kernels& k_;
   ThreadPool& pool_;
 };
