@@ -48,6 +48,7 @@ def _make(model: str, engine: EngineFlags, settings: dict[str, str]) -> Plan:
     from hotset.engine.budget import parse_bytes
     from hotset.formats.store import open_store
     from hotset.models import resolve
+    from hotset.tokenizer import Tokenizer
     from hotset.tools import resolve_model
     from hotset.tools.plan import Wishes, make_plan
 
@@ -55,9 +56,12 @@ def _make(model: str, engine: EngineFlags, settings: dict[str, str]) -> Plan:
     ignored = given.pop("ignore_keys", ())
     store = open_store(resolve_model(model, ignore_keys=ignored))
     _check_packed(store)
+    tokenizer = Tokenizer.load(store.path)  # part of what the process holds when a model runs
     wishes = {name: given[name] for name in ("context", "kv", "threads", "predict") if name in given}
     memory = parse_bytes(given["memory"]) if "memory" in given else None
-    return make_plan(store, resolve(store.config, ignore_keys=ignored), Wishes(memory=memory, **wishes), settings)
+    made = make_plan(store, resolve(store.config, ignore_keys=ignored), Wishes(memory=memory, **wishes), settings)
+    del tokenizer
+    return made
 
 
 def _check_packed(store: Store) -> None:
