@@ -1,0 +1,146 @@
+"""predictors.safetensors: what is written is read, used by the engine, and refused when it does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotset import LLM, _core
+from hotset.errors import FormatError, UsageError
+from hotset.formats.predictors import PREDICTORS_FILE, Predictors, read_predictors, write_predictors
+from hotset.formats.store import Store, open_store
+from hotset.models import resolve
+from hotset.planner.plan_file import write_plan
+from hotset.tools.convert import convert
+from hotset.tools.pack import pack
+from hotset.tools.plan import Wishes, make_plan
+
+ROOT = Path(__file__).parents[2]
+FACTS = {"relu": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
+Floats = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("relu")
+    shutil.copytree(ROOT / "tests/golden/data/stories260k", folder / "source")
+    config = json.loads((folder / "source/config.json").read_text())
+    (folder / "source/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    convert(folder / "source", folder / "dense", quant="f32")
+    return open_store(folder / "dense")
+
+
+@pytest.fixture
+def packed(dense: Store, tmp_path: Path) -> Store:
+    return open_store(pack(dense.path, tmp_path / "packed", fmt="q8_0").dest)
+
+
+def gates(dense: Store) -> list[Floats]:
+    """[ffn, hidden] of each layer: a low-rank map of full rank is the gate itself."""
+    found = []
+    for spec in resolve(dense.config).tensors:
+        if spec.role == "gate":
+            entry = dense.entries[spec.name]
+            data = np.fromfile(entry.path, np.uint8, entry.bytes, offset=entry.offset)
+            found.append(_core.decode(entry.fmt, data, entry.rows, entry.cols))
+    return found
+
+
+def write(packed: Store, dense: Store, facts: dict[str, Any] = FACTS, limit: float = 1e-6, fmt: str = "f32") -> None:
+    assert packed.neurons is not None
+    maps = [(np.eye(packed.neurons.hidden, dtype=np.float32), gate) for gate in gates(dense)]
+    layers = packed.neurons.layers
+    write_predictors(packed.path, packed.neurons, maps, [limit] * layers, [2 * limit] * layers, facts, fmt)
+
+
+def read(packed: Store) -> Predictors | None:
+    assert packed.neurons is not None
+    return read_predictors(packed.path, packed.neurons)
+
+
+def test_what_was_written_is_read(packed: Store, dense: Store) -> None:
+    assert read(packed) is None
+    write(packed, dense, limit=0.5)
+    found = read(packed)
+    assert found is not None and packed.neurons is not None
+    assert found.keep == (0.5,) * 5 and found.fetch == (1.0,) * 5 and found.relu is False
+    assert (found.candidates, found.recall, found.perplexity_change) == (1.5, 0.95, 0.001)
+    for layer, (entry, gate) in enumerate(zip(found.up, gates(dense), strict=True)):
+        data = np.fromfile(entry.path, np.uint8, entry.bytes, offset=entry.offset)
+        rows = _core.decode(entry.fmt, data, entry.rows, entry.cols)
+        assert (rows == gate[packed.neurons.read_order(layer)]).all()
+
+
+def test_a_predictor_that_is_the_gate_changes_no_token(packed: Store, dense: Store, tmp_path: Path) -> None:
+    write(packed, dense)
+    tokens = []
+    for predictor in ("low-rank", "gate"):
+        settings = {"predictor": predictor, "hot": 20, "cold_slots": 300}
+        plan = make_plan(packed, resolve(packed.config), Wishes(memory=1 << 30, predict="auto"), settings)
+        write_plan(plan, tmp_path / "plan.json")
+        with LLM(packed.path, plan=tmp_path / "plan.json") as llm:
+            tokens.append(llm.generate("Once upon a time", max_tokens=60, temperature=0, ignore_eos=True).tokens)
+            stats = llm.stats
+        assert stats["neuron_candidates"] < 0.7 * stats["neuron_layers"] * llm.config.ffn
+    assert tokens[0][:10] == tokens[1][:10], "8-bit gates in the bundles, 32-bit ones in the predictor"
+
+
+def test_exact_never_takes_a_trained_one(packed: Store, dense: Store) -> None:
+    write(packed, dense)
+    model = resolve(packed.config)
+    assert make_plan(packed, model, Wishes(memory=1 << 30), {"cold_slots": 9}).predictor == "gate"
+    assert make_plan(packed, model, Wishes(memory=1 << 30, predict="auto"), {"cold_slots": 9}).predictor == "low-rank"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, FACTS | {"relu": 1}, FACTS | {"recall": None}, FACTS | {"candidates": "1"}, FACTS | {"more": 1.0}],
+)
+def test_facts_that_are_none(packed: Store, dense: Store, facts: dict[str, Any]) -> None:
+    write(packed, dense, facts)
+    with pytest.raises(FormatError, match="predictor"):
+        read(packed)
+
+
+def test_files_that_do_not_fit(packed: Store, dense: Store) -> None:
+    write(packed, dense)
+    path = packed.path / PREDICTORS_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FormatError):
+        read(packed)
+    path.write_bytes(whole.replace(b"layers.3.predictor.up", b"layers.9.predictor.up"))
+    with pytest.raises(FormatError, match="lacks predictors of some of 5 layers"):
+        read(packed)
+    assert packed.neurons is not None
+    maps = [(np.eye(8, 64, dtype=np.float32), np.zeros((172, 8), np.float32))] * 5
+    write_predictors(packed.path, packed.neurons, maps[:4], [0.0] * 5, [0.0] * 5, FACTS)
+    with pytest.raises(FormatError, match="layers"):
+        read(packed)
+
+
+def test_predictors_of_another_order_are_refused(packed: Store, dense: Store, tmp_path: Path) -> None:
+    write(packed, dense)
+    other = shutil.copytree(packed.path, tmp_path / "other")
+    info = open_store(other).neurons
+    assert info is not None
+    order = info._orders[1]
+    with Path(order.path).open("r+b") as file:
+        file.seek(order.offset)
+        file.write(np.roll(np.arange(info.ffn, dtype="<i4"), 1).tobytes())
+    with pytest.raises(UsageError, match="another order"):
+        read_predictors(other, info)
+
+
+def test_a_failure_leaves_no_file(packed: Store, dense: Store) -> None:
+    assert packed.neurons is not None
+    maps = [(np.eye(64, dtype=np.float32), np.full((172, 64), np.nan, np.float32))] * 5
+    with pytest.raises(FormatError):
+        write_predictors(packed.path, packed.neurons, maps, [0.0] * 5, [0.0] * 5, FACTS)
+    assert not list(packed.path.glob("*predictors*"))
