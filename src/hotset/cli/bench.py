@@ -26,6 +26,7 @@ def bench(
     repeats: Annotated[int, typer.Option("--repeats", "-r", min=1, help="Samples of each test.")] = 3,
     isa: Annotated[str | None, typer.Option(help="Force kernels; `hotset doctor` lists them.")] = None,
     kv: Annotated[str, typer.Option(metavar="f16|int8", help="Format of the KV cache.")] = "f16",
+    memory: Annotated[str | None, typer.Option(help="Budget, such as 4GiB; packed models are planned for it.")] = None,
     load: Annotated[str, typer.Option(metavar="auto|read|mmap", help="Read the weights or map them.")] = "auto",
     bandwidth: Annotated[bool, typer.Option(help="Measure the memory, too.")] = True,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result as JSON.")] = None,
@@ -37,7 +38,7 @@ def bench(
 
     tests = Tests(numbers(prefill, "--prefill"), decode, repeats)
     counts = numbers(threads, "--threads") if threads else list(range(1, _cores() + 1))
-    result = _measure(model, tests, counts, {"isa": isa, "kv": kv, "load": load}, bandwidth)
+    result = _measure(model, tests, counts, {"isa": isa, "kv": kv, "load": load, "memory": memory}, bandwidth)
     if output is not None:
         write(result, output)
     if json:
