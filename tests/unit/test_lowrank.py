@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotset.planner.lowrank import LowRank, Moments, activity_scores, fit_low_rank, moments, report
+from hotset.planner.lowrank import (
+    LowRank,
+    Moments,
+    activity_scores,
+    fit_low_rank,
+    leading_eigenvectors,
+    moments,
+    report,
+)
 
 
 def inputs(n: int, cols: int, seed: int = 0) -> NDArray[np.float32]:
@@ -42,6 +50,17 @@ def test_no_map_of_the_rank_has_a_smaller_error(rank: int) -> None:
     assert error == pytest.approx(
         float(np.square(left_over).sum()), rel=1e-3, abs=1e-4 * float(np.square(x @ weights.T).sum())
     )
+
+
+def test_leading_eigenvectors_of_a_large_matrix_are_those_of_the_whole_decomposition() -> None:
+    rng = np.random.default_rng(3)
+    turned = np.linalg.qr(rng.standard_normal((400, 400)))[0]
+    values = np.concatenate([np.geomspace(100, 2, 20), np.full(380, 0.5)])  # a few directions above noise
+    matrix = ((turned * values) @ turned.T).astype(np.float32)
+    found = leading_eigenvectors(matrix, 20)
+    assert np.abs(found.T @ turned[:, :20]).diagonal() == pytest.approx(np.ones(20), abs=1e-3)
+    wanted = np.linalg.eigh(matrix)[0][-30:].sum()  # the last ten are any of the noise's directions
+    assert np.trace(leading_eigenvectors(matrix, 30).T @ matrix @ leading_eigenvectors(matrix, 30)) >= 0.999 * wanted
 
 
 def test_shapes_of_a_predictor() -> None:
