@@ -48,6 +48,14 @@ class Wishes:
     threads: int | None = None
     predict: Predict = "exact"
 
+    def __post_init__(self) -> None:
+        if self.predict not in ("exact", "auto"):
+            raise UsageError(f"predict is {self.predict!r}; wanted 'exact' or 'auto'")
+        if self.kv not in ("f16", "int8"):
+            raise UsageError(f"kv is {self.kv!r}; wanted 'f16' or 'int8'")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads is {self.threads}; wanted at least 1")
+
 
 def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = None) -> Plan:
     """The plan of a packed store: from `file`, from the cache, or a new one, which the cache then keeps.
