@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hotset import LLM
+from hotset.cli.main import main
 from hotset.errors import InputError, UsageError
 from hotset.formats.predictors import read_predictors
 from hotset.formats.store import open_store
@@ -178,7 +179,9 @@ def test_thresholds_that_leave_nothing_out_change_nothing(store: Path, report: T
     bench = Bench(opened, resolve(opened.config), 0)
     trained = read_predictors(store, bench.info)
     assert trained is not None
-    everything = [Tried(np.full(len(LOSSES), -np.inf, np.float32), *[LOSSES] * 3, active=1)] * bench.info.layers
+    everything = [
+        Tried(np.full(len(LOSSES), -np.inf, np.float32), LOSSES, LOSSES, LOSSES, active=1)
+    ] * bench.info.layers
     text = bench.passages(bench.exact(), windows([TEXT], LLM(store).tokenizer, 200, 200), 40)
     q = bench.measure(trained, everything, 0.01, text)
     assert q.predicted == 1
@@ -230,6 +233,17 @@ def test_split_holds_out_a_quarter() -> None:
     assert (len(training[0]), len(held_out[0])) == (225, 75)
     with pytest.raises(InputError, match="40 tokens"):
         split([np.zeros(40, np.int32)])
+
+
+def test_command(store: Path, report: TrainReport, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["train-predictor", str(store), "--text", str(TEXT), "--tokens", "1000", "--loss", "20%", "--measure", "20"]
+    assert main([*given, "--rank", "32", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ([layer["rank"] for layer in found["layers"]], found["allowed"]) == ([32] * 5, 0.2)
+    assert main([*given, "--rank", "many"]) == 2
+    assert "--rank 'many'" in capsys.readouterr().err
+    assert main([*given[:-3], "some"]) == 2
+    assert "--loss 'some'" in capsys.readouterr().err
 
 
 def test_wrong_use(store: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Predictors:
     relu: bool  # between down and up
     candidates: float  # neurons computed for each active one
     recall: float  # share of active neurons that are found
-    perplexity_change: float  # relative, on held-out text
+    perplexity_change: float  # relative, expected on text like that held out: e^divergence - 1
 
     @property
     def bytes(self) -> int:
