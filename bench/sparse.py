@@ -39,11 +39,13 @@ class Bench:
     gguf: Path
     child: Sequence[str]  # flags of bench.sparse_child
     prefill: int
+    prefill_at: frozenset[float | None]  # budgets; elsewhere only decode is measured
     peer_tokens: int
     seconds: float  # of one process at most
 
     def hotset(self, budget_gb: float | None, engine: str, *flags: str) -> Run:
-        command = [sys.executable, "-m", "bench.sparse_child", "--store", str(self.store), *self.child, *flags]
+        sizes = ["--prefill", str(self._prefill(budget_gb))]
+        command = [sys.executable, "-m", "bench.sparse_child", "--store", str(self.store), *self.child, *sizes, *flags]
         if budget_gb is not None:
             command += ["--memory", str(int(budget_gb * UNIT))]
         found, output = self._run(command, budget_gb, engine)
@@ -55,7 +57,11 @@ class Bench:
         return found
 
     def peer(self, budget_gb: float | None) -> Run:
-        sizes = {"threads": len(os.sched_getaffinity(0)), "prompt": self.prefill, "generate": self.peer_tokens}
+        sizes = {
+            "threads": len(os.sched_getaffinity(0)),
+            "prompt": self._prefill(budget_gb),
+            "generate": self.peer_tokens,
+        }
         command = peers.bench_command(self.gguf, **sizes)
         if budget_gb is not None:
             command += ["--repack", "0"]
@@ -63,6 +69,9 @@ class Bench:
         for rate in peers.rates(output) if output else []:
             (found.prefill if rate.prompt else found.decode).extend(rate.samples)
         return found
+
+    def _prefill(self, budget_gb: float | None) -> int:
+        return self.prefill if budget_gb in self.prefill_at else 0
 
     def _run(self, command: list[str], budget_gb: float | None, engine: str) -> tuple[Run, str]:
         limit = None if budget_gb is None else int(budget_gb * UNIT)
@@ -164,7 +173,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--peer-tokens", type=int, default=8, help="of llama.cpp to decode; each takes more than a second"
     )
-    parser.add_argument("--prefill", type=int, default=512, help="tokens; 0: none")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens, at the first budget and without; 0: none")
     parser.add_argument("--follow", choices=("greedy", "text"), default="greedy", help="which token comes next")
     parser.add_argument("--decode-seconds", type=float, default=60, help="after which hotset decodes no new token")
     parser.add_argument("--seconds", type=float, default=900, help="of one process at most")
@@ -173,11 +182,12 @@ def parsed() -> argparse.Namespace:
 
 
 def measured(args: argparse.Namespace) -> Found:
-    flags = {"text": args.text, "prefill": args.prefill, "tokens": args.tokens, "warm-up": args.warm_up}
+    flags = {"text": args.text, "tokens": args.tokens, "warm-up": args.warm_up}
     flags |= {"follow": args.follow, "seconds": args.decode_seconds}
     child = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    bench = Bench(args.store, args.gguf, child, args.prefill, args.peer_tokens, args.seconds)
     budgets: list[float | None] = [float(budget) for budget in args.budgets.split(",")]
+    longer = frozenset({budgets[0], None})
+    bench = Bench(args.store, args.gguf, child, args.prefill, longer, args.peer_tokens, args.seconds)
     probe = hotset("probe", str(args.store), "--refresh")
     runs = [say(run) for run in compare(bench, [*budgets, *([None] if args.no_limit else [])], args.rounds)]
     if not args.no_ladder and budgets[0] is not None:
@@ -189,7 +199,8 @@ def measured(args: argparse.Namespace) -> Found:
         peer=peers.version(),
         page_cache="dropped before each run, counted in each limit",
         read_ahead_kb=readahead_kb(args.gguf),
-        sizes=flags | {"text": args.text.name, "peer_tokens": args.peer_tokens, "rounds": args.rounds},
+        sizes=flags
+        | {"text": args.text.name, "prefill": args.prefill, "peer_tokens": args.peer_tokens, "rounds": args.rounds},
         rates=probe["rates"],
         summary=summary(runs),
         runs=[asdict(run) for run in runs],
