@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from hotset.cli.options import EngineFlags
 from hotset.cli.progress import progress_bar
@@ -17,6 +18,7 @@ def load_model(model: str, flags: EngineFlags, *, quiet: bool = False) -> LLM:
     from hotset.llm import LLM
     from hotset.tools import resolve_model
 
+    warnings.showwarning = _tell
     arguments = flags.arguments()
     with progress_bar(not quiet) as progress:
         store = resolve_model(model, ignore_keys=arguments.get("ignore_keys", ()), progress=progress)
@@ -25,3 +27,8 @@ def load_model(model: str, flags: EngineFlags, *, quiet: bool = False) -> LLM:
         for remark in llm.plan.notes:
             note(f"note: {remark}")
     return llm
+
+
+def _tell(message: Warning | str, *_: Any, **__: Any) -> None:
+    """What the library warns of while running, such as a memory limit that falls, in a line of its own."""
+    note(f"hotset: {message}")
