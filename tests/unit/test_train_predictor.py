@@ -89,11 +89,11 @@ def test_thresholds_lose_what_they_may() -> None:
         assert kept.mean() == pytest.approx(predicted)
         assert (kept & (energy > 0)).sum() / (energy > 0).sum() == pytest.approx(recall)
     keep, fetch = thresholds([tried], 0.01)
-    assert keep[0] == tried.at(0.01)[0] < fetch[0] == tried.at(0.04)[0]
+    assert keep[0] == tried.at(0.01)[0] < fetch[0] == tried.at(0.12)[0]
 
 
 def quality(energy: float, kl: float) -> Quality:
-    return Quality(energy, kl, 0.0, exact_perplexity=10, perplexity=10, change_error=0.0, predicted=0.1, tokens=100)
+    return Quality(energy, kl, 0.0, 10, 10, change_error=0.0, predicted=0.1, missed=0.01, tokens=100)
 
 
 @pytest.mark.parametrize("slope", [0.003, 0.1, 2.0, 8.0])

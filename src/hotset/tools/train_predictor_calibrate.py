@@ -26,7 +26,9 @@ from hotset.tools.train_predictor_inputs import Floats, run
 
 STEP = 512  # tokens of a prompt's step
 _FEW = 8  # most tokens of a step that looks up single neurons, SparseFfn::kMostSparseRows
-FETCH = 4.0  # share of energy that is given up where neurons are missing, to that where they are in memory
+# Share of energy given up where neurons are missing, to that where they are in memory. At equal divergence 12 reads less
+# than half of what 1 does and computes 6 % more; 30 reads hardly less (docs/decisions/log.md).
+FETCH = 12.0
 _LEAST, _MOST, _START = 1e-6, 0.5, 0.01  # shares of lost energy
 _RUNS = 6
 _CLOSE = 0.7  # of the allowed loss: near enough to stop
@@ -53,6 +55,7 @@ class Quality:
     perplexity: float
     change_error: float  # of log(perplexity / exact_perplexity)
     predicted: float  # share of all neurons that were computed
+    missed: float  # share of all neurons that were read for it
     tokens: int
 
     @property
@@ -63,7 +66,7 @@ class Quality:
     @property
     def surely(self) -> float:
         """A loss, relative, that the true one is hardly above, by either measure."""
-        grown = math.log(self.perplexity / self.exact_perplexity) - self.change_error
+        grown = math.log(self.perplexity / self.exact_perplexity) - 2 * self.change_error
         return math.expm1(max(self.kl + self.kl_error, grown))
 
 
@@ -114,6 +117,7 @@ class Bench:
         figures = np.concatenate([np.array(list(_compare(core, passage))) for passage in text])
         kl, exact, got, scored = figures.T
         stats = core.sparse_stats
+        count = max(stats["layers"] * self.info.ffn, 1)
         exact, got = exact[scored > 0], got[scored > 0]
         return Quality(
             energy=energy,
@@ -122,7 +126,8 @@ class Bench:
             exact_perplexity=math.exp(exact.mean()),
             perplexity=math.exp(got.mean()),
             change_error=_error(got - exact),
-            predicted=stats["candidates"] / max(stats["layers"] * self.info.ffn, 1),
+            predicted=stats["candidates"] / count,
+            missed=stats["missed"] / count,
             tokens=len(kl),
         )
 

@@ -180,7 +180,7 @@ def try_scores(scores: Floats, energy: Floats) -> Tried:
         thresholds=scores.ravel()[order[last]],
         predicted=((last + 1) / scores.size).astype(np.float32),
         recall=(found[last] / max(int(found[-1]), 1)).astype(np.float32),
-        lost=(1 - kept[last] / max(kept[-1], 1e-300)).astype(np.float32),
+        lost=((kept[-1] - kept[last]) / max(kept[-1], 1e-300)).astype(np.float32),
         active=float(found[-1]) / scores.size,
     )
 

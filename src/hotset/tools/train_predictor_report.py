@@ -96,7 +96,8 @@ def lines(report: TrainReport) -> list[str]:
         f"model: {report.candidates:.2f} neurons predicted for each active one, {report.recall:.1%} of these found; "
         f"{report.bytes / 2**20:.1f} MiB, {sum(layer.predict_us for layer in report.layers) / 1e3:.2f} ms a token",
         f"allowed lost energy {q.energy:.3%} in memory, {min(FETCH * q.energy, 0.9):.3%} where neurons are missing",
-        f"on {q.tokens} held-out tokens, half of the neurons in memory, {q.predicted:.1%} of all computed:",
+        f"on {q.tokens} held-out tokens, half of the neurons in memory, {q.predicted:.1%} of all computed, "
+        f"{q.missed:.2%} read:",
         f"  divergence from exact  {q.kl:.5f} +- {q.kl_error:.5f} nats: perplexity of the model's own text "
         f"{q.change:+.2%}, allowed {report.allowed:+.2%}",
         f"  perplexity of the text {q.exact_perplexity:.3f} exact, {q.perplexity:.3f} predicted: {grown:+.2%} "
