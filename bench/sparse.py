@@ -181,27 +181,33 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(args: argparse.Namespace) -> Found:
+def measured(args: argparse.Namespace) -> Iterator[Found]:
+    """The result after the comparison, and again with the ladder, so that stopping early loses little."""
     flags = {"text": args.text, "tokens": args.tokens, "warm-up": args.warm_up}
     flags |= {"follow": args.follow, "seconds": args.decode_seconds}
     child = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     budgets: list[float | None] = [float(budget) for budget in args.budgets.split(",")]
     longer = frozenset({budgets[0], None})
     bench = Bench(args.store, args.gguf, child, args.prefill, longer, args.peer_tokens, args.seconds)
-    probe = hotset("probe", str(args.store), "--refresh")
+    sizes = flags | {"text": args.text.name, "prefill": args.prefill, "peer_tokens": args.peer_tokens}
+    rates = hotset("probe", str(args.store), "--refresh")["rates"]
     runs = [say(run) for run in compare(bench, [*budgets, *([None] if args.no_limit else [])], args.rounds)]
+    yield _result(bench, runs, sizes | {"rounds": args.rounds}, rates)
     if not args.no_ladder and budgets[0] is not None:
         runs += [say(run) for run in ladder(bench, budgets[0])]
+        yield _result(bench, runs, sizes | {"rounds": args.rounds}, rates)
+
+
+def _result(bench: Bench, runs: Sequence[Run], sizes: Found, rates: Found) -> Found:
     return record(
         "sparse",
         series(runs, bench),
         commit=commit(),
         peer=peers.version(),
         page_cache="dropped before each run, counted in each limit",
-        read_ahead_kb=readahead_kb(args.gguf),
-        sizes=flags
-        | {"text": args.text.name, "prefill": args.prefill, "peer_tokens": args.peer_tokens, "rounds": args.rounds},
-        rates=probe["rates"],
+        read_ahead_kb=readahead_kb(bench.gguf),
+        sizes=sizes,
+        rates=rates,
         summary=summary(runs),
         runs=[asdict(run) for run in runs],
     )
@@ -212,12 +218,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: ends the running program, removes its group
     warn_if_busy()
     try:
-        result = measured(args)
+        for result in measured(args):
+            path = args.output or result_path("sparse", result["host"]["cpu"]["model"])
+            write(result, path)
+            print(f"\n{show(result['summary'])}\n\nwritten to {path}", flush=True)
     except cgroup.CgroupError as error:
         sys.exit(f"bench.sparse: {error}")
-    path = args.output or result_path("sparse", result["host"]["cpu"]["model"])
-    write(result, path)
-    print(f"\n{show(result['summary'])}\n\nwritten to {path}")
 
 
 if __name__ == "__main__":
