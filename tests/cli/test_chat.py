@@ -85,6 +85,14 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._end, keys.encode())
 
+    def press_until_heard(self, keys: str) -> None:
+        """Readline drops what is typed while it takes the terminal over, which is after it has shown its prompt."""
+        for _ in range(5):
+            self.press(keys)
+            if select.select([self._end], [], [], 10)[0]:
+                return
+        raise AssertionError(f"{keys!r} is not heard after {self.shown!r}")
+
     def exit_code(self) -> int:
         with contextlib.suppress(OSError):  # the terminal hangs up when the process ends
             while os.read(self._end, 4096):
@@ -99,10 +107,10 @@ def test_in_a_terminal_ctrl_c_twice_leaves_and_lines_are_kept(chat_store, enviro
     terminal.press("hello\n")
     terminal.wait_for("hello\n")
     terminal.wait_for("\n> ")
-    terminal.press("\x03")
+    terminal.press_until_heard("\x03")
     terminal.wait_for("leaves)")
     terminal.wait_for("> ")
-    terminal.press("\x03")
+    terminal.press_until_heard("\x03")
     assert terminal.exit_code() == 0
     assert "hello" in (Path(environment["HOTSET_CACHE"]) / "chat_history").read_text()
 
