@@ -26,8 +26,8 @@ from hotset.tools.train_predictor_inputs import Floats, run
 
 STEP = 512  # tokens of a prompt's step
 _FEW = 8  # most tokens of a step that looks up single neurons, SparseFfn::kMostSparseRows
-# Share of energy given up where neurons are missing, to that where they are in memory. At equal divergence 12 reads less
-# than half of what 1 does and computes 6 % more; 30 reads hardly less (docs/decisions/log.md).
+# Share of energy given up where neurons are missing, to that where they are in memory. At equal divergence 12 reads
+# less than half of what 1 does and computes 6 % more; 30 reads hardly less (docs/decisions/log.md).
 FETCH = 12.0
 _LEAST, _MOST, _START = 1e-6, 0.5, 0.01  # shares of lost energy
 _RUNS = 6
