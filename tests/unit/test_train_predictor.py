@@ -231,6 +231,8 @@ def test_split_holds_out_a_quarter() -> None:
     assert (len(training), len(held_out)) == (6, 2)
     training, held_out = split(parts[:1])
     assert (len(training[0]), len(held_out[0])) == (225, 75)
+    training, held_out = split([*parts[:3], np.zeros(7, np.int32)])  # a short rest
+    assert [len(window) for window in (*training, *held_out)] == [300] * 3
     with pytest.raises(InputError, match="40 tokens"):
         split([np.zeros(40, np.int32)])
 

@@ -156,8 +156,9 @@ class _Training:
 def split(parts: list[Window]) -> tuple[list[Window], list[Window]]:
     """Windows to fit on and windows held out, both spread over the text. One window alone is cut.
 
-    Raises InputError.
+    Short rests are left out: thresholds and loss would be those of beginnings. Raises InputError.
     """
+    parts = [window for window in parts if 2 * len(window) > max(map(len, parts))]
     if len(parts) == 1 and len(parts[0]) >= _LEAST_TOKENS:
         cut = len(parts[0]) * (_HELD_OUT - 1) // _HELD_OUT
         parts = [parts[0][:cut], parts[0][cut:]]
