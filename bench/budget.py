@@ -139,9 +139,8 @@ def main() -> int:
         )
     if not args.no_result:
         series = [Series("peak", "bytes", (float(r.peak_bytes),)) for r in runs]
-        write(
-            record("budget", series, model={"name": store.name}, runs=[asdict(r) for r in runs]), result_path("budget")
-        )
+        result = record("budget", series, model={"name": store.name}, runs=[asdict(r) for r in runs])
+        write(result, result_path("budget", result["host"]["cpu"]["model"]))
     print("\n".join(problems(runs)))
     return 1 if problems(runs) else 0
 
