@@ -90,7 +90,8 @@ def sparse(result: Result) -> str:
         for r in compared
         if r["decode"]
     ]  # fmt: skip
-    head = ["memory in all, [synthetic 7B](docs/explanation/synthetic-workload.md)", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "missed neurons",
+    model = "[synthetic 7B](docs/explanation/synthetic-workload.md)"
+    head = [f"memory in all, {model}", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "missed neurons",
             "P99 / mean", "share of bound", "planned, tokens/s", "prefill, tokens/s", "peak memory"]  # fmt: skip
     first = next(r["budget_gb"] for r in result["summary"])
     steps = [r for r in result["summary"] if r["engine"] not in ("llama.cpp", "predicted") and r["decode"]]
