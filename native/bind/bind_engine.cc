@@ -89,10 +89,10 @@ void check_signals() {
 }
 
 size_t step(Engine& e, const Array<int32_t>& seqs, const Array<int32_t>& counts, const Array<int32_t>& tokens,
-            const Array<uint8_t>& want, const std::optional<Array<int64_t>>& rope_lengths) {
+            const Array<uint8_t>& want, const std::optional<Array<int64_t>>& rope_lengths, bool draft) {
   const auto lengths = rope_lengths ? span(*rope_lengths) : std::span<const int64_t>{};
   nb::gil_scoped_release release;
-  return e.step(span(seqs), span(counts), span(tokens), span(want), lengths, check_signals);
+  return e.step(span(seqs), span(counts), span(tokens), span(want), lengths, check_signals, draft);
 }
 
 nb::ndarray<nb::numpy, const float> logits(nb::handle_t<Engine> self) {
@@ -177,7 +177,7 @@ void bind_engine(nb::module_& m) {
           "sequence_length", [](Engine& e, int32_t seq) { return e.kv().length(seq); }, nb::arg("seq"))
       .def("kv_free_tokens", [](Engine& e) { return e.kv().free_tokens(); })
       .def("step", &step, nb::arg("seqs"), nb::arg("counts"), nb::arg("tokens"), nb::arg("want"),
-           nb::arg("rope_lengths") = nb::none())
+           nb::arg("rope_lengths") = nb::none(), nb::arg("draft") = false)
       .def("logits", &logits)
       .def("token_logprobs", &token_logprobs, nb::arg("targets"))
       .def("top_logprobs", &top_logprobs, nb::arg("row"), nb::arg("n"))

@@ -46,6 +46,7 @@ void bind_sampler(nb::module_& m) {
            nb::arg("top_k") = 0, nb::arg("top_p") = 1.0f, nb::arg("min_p") = 0.0f,
            nb::arg("repetition_penalty") = 1.0f, nb::arg("presence_penalty") = 0.0f,
            nb::arg("frequency_penalty") = 0.0f, nb::arg("logit_bias") = nb::none())
+      .def("fork", [](const Sampler& s) { return Sampler(s); })
       .def(
           "accept_prompt",
           [](Sampler& s, nb::handle tokens) {

@@ -20,6 +20,7 @@ struct BatchSequence {
 struct Batch {
   std::vector<BatchSequence> sequences;
   std::vector<int32_t> tokens;  // [rows]
+  bool draft = false;           // only a guess is wanted, see Ffn::run
   size_t rows() const { return tokens.size(); }
 };
 

@@ -120,8 +120,9 @@ Batch Engine::make_batch(std::span<const int32_t> seqs, std::span<const int32_t>
 
 size_t Engine::step(std::span<const int32_t> seqs, std::span<const int32_t> counts,
                     std::span<const int32_t> tokens, std::span<const uint8_t> want,
-                    std::span<const int64_t> rope_lengths, const std::function<void()>& poll) {
-  const Batch batch = make_batch(seqs, counts, tokens, want, rope_lengths);
+                    std::span<const int64_t> rope_lengths, const std::function<void()>& poll, bool draft) {
+  Batch batch = make_batch(seqs, counts, tokens, want, rope_lengths);
+  batch.draft = draft;
   rows_ = 0;
   cancelled_ = false;
   auto last_poll = Clock::now();

@@ -48,7 +48,7 @@ class Engine {
   // is appended if it throws. `poll` is called between layers, at most every 50 ms, and may throw.
   size_t step(std::span<const int32_t> seqs, std::span<const int32_t> counts, std::span<const int32_t> tokens,
               std::span<const uint8_t> want, std::span<const int64_t> rope_lengths,
-              const std::function<void()>& poll);
+              const std::function<void()>& poll, bool draft = false);
 
   Rows logits() const { return forward_->logits(); }
   size_t logit_rows() const { return rows_; }

@@ -58,7 +58,7 @@ void Forward::run(const Batch& batch, const std::function<bool()>& stop) {
   for (size_t layer = 0; layer < desc_.layers.size(); ++layer) {
     if (stop && stop()) throw Cancelled("step cancelled before layer " + std::to_string(layer));
     attention_block(batch, layer);
-    ffn_block(layer, batch.rows());
+    ffn_block(batch, layer);
   }
   head(batch);
 }
@@ -122,18 +122,19 @@ void Forward::attention_block(const Batch& batch, size_t layer) {
   add_block(w.attn_post_norm, n);
 }
 
-void Forward::ffn_block(size_t layer, size_t n) {
+void Forward::ffn_block(const Batch& batch, size_t layer) {
+  const size_t n = batch.rows();
   const LayerWeights& w = weights_.layers[layer];
   const Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
   if (record_.inputs)
     for (size_t t = 0; t < n; ++t) record_.keep_input(t, layer, in.f.row(t));
-  ffn_ ? outer_ffn(layer, in) : dense_ffn(layer, in);
+  ffn_ ? outer_ffn(layer, in, batch.draft) : dense_ffn(layer, in);
   add_block(w.ffn_post_norm, n);
 }
 
-void Forward::outer_ffn(size_t layer, const Input& in) {
+void Forward::outer_ffn(size_t layer, const Input& in, bool draft) {
   const LayerWeights& w = weights_.layers[layer];
-  ffn_->run(layer, in, pool_, y_, record_);
+  ffn_->run(layer, in, pool_, y_, record_, draft);
   const bool direct = adds_directly(w.ffn_post_norm);
   for (size_t t = 0; t < in.rows; ++t) {
     if (!w.down_bias.empty()) k_.add(w.down_bias.data(), desc_.hidden, y_.row(t));

@@ -30,9 +30,9 @@ class Forward {
   Rows rows(size_t cols);
   void embed(const Batch& batch);
   void attention_block(const Batch& batch, size_t layer);
-  void ffn_block(size_t layer, size_t n);
+  void ffn_block(const Batch& batch, size_t layer);
   void dense_ffn(size_t layer, const Input& in);
-  void outer_ffn(size_t layer, const Input& in);
+  void outer_ffn(size_t layer, const Input& in, bool draft);
   void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, TileRange tiles, float* scratch);
   void finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up);
   void norm(const Vector& w, const Vector& b, const float* x, float* y) const;

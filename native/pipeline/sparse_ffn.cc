@@ -123,11 +123,12 @@ void SparseFfn::load_piece(size_t layer, const LayerStream::Piece& piece, uint8_
   }
 }
 
-void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, model::Record& record) {
+void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, model::Record& record,
+                    bool draft) {
   record_ = &record;
   thread_floats_.resize(std::max(thread_floats_.size(), pool.size()));
   thread_bytes_.resize(std::max(thread_bytes_.size(), pool.size()));
-  if (in.rows <= kMostSparseRows)
+  if (in.rows <= kMostSparseRows && (draft || !options_.draft_only))
     run_sparse(layer, in, pool, y);
   else
     run_dense(layer, in, pool, y);

@@ -30,6 +30,7 @@ struct SparseOptions {
   // [layers] least score of a neuron in memory, and of a missing one, to be computed. Unused without a
   // predictor.
   std::vector<float> keep, fetch;
+  bool draft_only = false;  // the predictor chooses neurons for drafts alone; all else is computed dense
   io::ReaderOptions io;
 };
 
@@ -49,8 +50,8 @@ class SparseFfn : public model::Ffn {
   SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOptions options,
             std::unique_ptr<predictor::Predictor> predictor, const kernels::Kernels& k, size_t max_rows);
 
-  void run(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y,
-           model::Record& record) override;
+  void run(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y, model::Record& record,
+           bool draft) override;
 
   SparseCounters counters() const;
   const cache::CacheCounters& cache_counters() const { return cache_.counters(); }

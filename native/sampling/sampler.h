@@ -23,7 +23,8 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};   // -inf bans a token
 };
 
-// Not thread-safe. All methods throw InvalidArgument on a value out of range and then have counted nothing.
+// Not thread-safe. A copy draws what the original would draw. All methods throw InvalidArgument on a value
+// out of range and then have counted nothing.
 class Sampler {
  public:
   Sampler(const SamplingParams& params, uint64_t seed, const kernels::Kernels& k);

@@ -132,7 +132,7 @@ class SparseOptions:
     hot: neurons of each layer that stay in memory; cold_slots: of all layers together; policy: "lru", "clock" or "lfu";
     predictor: "all" (compute every neuron), "gate" (exact, gates in memory) or "low-rank"; keep, fetch: [layers] least
     score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank, hidden],
-    up [neurons, rank]), relu between the two if `relu`.
+    up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the predictor.
     """
 
     def __init__(
@@ -147,6 +147,7 @@ class SparseOptions:
         relu: bool = False,
         backend: str = "auto",
         depth: int = 64,
+        draft_only: bool = False,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------
@@ -203,11 +204,13 @@ class Engine:
         tokens: NDArray[np.int32],
         want: NDArray[np.uint8],
         rope_lengths: NDArray[np.int64] | None = None,
+        draft: bool = False,
     ) -> int:
         """Appends counts[i] tokens to sequence seqs[i] (tokens concatenated) and computes logits.
 
         want[i]: 0 = none, 1 = after the last token, 2 = after every token. rope_lengths[i]: final known length of the
         sequence, for dynamic RoPE (default: length after this step). Returns the number of logit rows, in input order.
+        draft: only a guess is wanted, so what SparseOptions calls draft_only may be used.
         Any number of tokens up to max_step_tokens. Nothing is appended if it raises (Ctrl-C between layers included).
         """
 
@@ -263,6 +266,9 @@ class Sampler:
         frequency_penalty: float = 0.0,
         logit_bias: dict[int, float] | None = None,
     ) -> None: ...
+    def fork(self) -> Sampler:
+        """Draws what this one would draw, and does not change it."""
+
     def accept_prompt(self, tokens: NDArray[np.int32]) -> None: ...
     def sample(self, engine: Engine, row: int, mask: NDArray[np.uint32] | None = None) -> tuple[int, float]: ...
     def sample_logits(

@@ -208,3 +208,22 @@ def test_bad_logits_are_refused() -> None:
     sampler.accept_prompt(np.array([100], np.int32))
     with pytest.raises(UsageError, match="token 100 is outside the vocabulary of 100"):
         sampler.sample_logits(np.zeros(100, np.float32))
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_fork_draws_what_the_original_draws_and_leaves_it_alone(temperature: float) -> None:
+    rows = [logits_like_a_model(1000, seed) for seed in range(12)]
+    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.3}
+
+    def sampler() -> _core.Sampler:
+        made = _core.Sampler(seed=5, temperature=temperature, top_p=0.9, logit_bias={3: 2.0}, **penalties)
+        made.accept_prompt(np.array([1, 2, 3, 999], np.int32))
+        return made
+
+    alone, forked = sampler(), sampler()
+    want = [alone.sample_logits(row) for row in rows]
+    for at in range(0, len(rows), 3):
+        assert [forked.fork().sample_logits(rows[at]) for _ in range(2)] == [want[at]] * 2
+        ahead = forked.fork()
+        assert [ahead.sample_logits(row) for row in rows[at : at + 3]] == want[at : at + 3]
+        assert [forked.sample_logits(row) for row in rows[at : at + 3]] == want[at : at + 3]

@@ -56,6 +56,45 @@ def test_memory_changes_nothing(model: SparseModel, hot: int, slots: int, policy
     assert (stats["missed"] > 0) == ((hot < NEURONS and slots < LAYERS * NEURONS) or stats["evictions"] == 0)
 
 
+def test_the_dense_pass_gives_each_row_the_same_bits_however_rows_are_split(model: SparseModel) -> None:
+    tokens = [*PROMPT, *STEPS]
+
+    def logits(hot: int, chunk: int, threads: int, predictor: str = "all") -> np.ndarray:
+        keep = [TINY] * LAYERS if predictor == "gate" else []
+        sparse = _core.SparseOptions([hot] * LAYERS, 30, "clock", predictor, keep, keep, draft_only=True)
+        engine = model.sparse(sparse, threads=threads)
+        seq, rows = engine.sequence_new(), []
+        for at in range(0, len(tokens), chunk):
+            part = np.array(tokens[at : at + chunk], np.int32)
+            engine.step(np.array([seq], np.int32), np.array([len(part)], np.int32), part, np.full(1, 2, np.uint8))
+            rows.append(engine.logits().copy())
+        assert engine.sparse_stats["layers"] == 0  # the other way is for drafts
+        return np.concatenate(rows)
+
+    want = logits(NEURONS, len(tokens), 2)
+    for hot, chunk, threads in [(0, 1, 2), (77, 1, 3), (NEURONS, 1, 1), (0, 7, 2), (200, 17, 1), (128, 33, 2)]:
+        assert (logits(hot, chunk, threads) == want).all(), (hot, chunk, threads)
+    if model.config.gated and model.config.act_gate != "silu":
+        for hot, chunk in [(0, 1), (77, 64), (200, 9)]:
+            assert (logits(hot, chunk, 2, "gate") == want).all()
+
+
+def test_drafts_change_no_later_step(model: SparseModel) -> None:
+    engine = model.sparse(_core.SparseOptions([50] * LAYERS, 100, draft_only=True))
+    rows = {}
+    for name, drafts in (("alone", 0), ("after drafts", 5)):
+        seq = engine.sequence_new()
+        one = np.array([seq], np.int32), np.ones(1, np.int32)
+        engine.step(one[0], np.array([len(PROMPT)], np.int32), np.array(PROMPT, np.int32), np.zeros(1, np.uint8))
+        for i in range(drafts):
+            engine.step(*one, np.array([STEPS[i]], np.int32), np.ones(1, np.uint8), draft=True)
+        assert engine.sparse_stats["layers"] == drafts * LAYERS
+        engine.sequence_truncate(seq, len(PROMPT))
+        engine.step(one[0], np.array([8], np.int32), np.array(STEPS[:8], np.int32), np.full(1, 2, np.uint8))
+        rows[name] = engine.logits().copy()
+    assert (rows["alone"] == rows["after drafts"]).all()
+
+
 def test_gate_predictor_is_exact(model: SparseModel) -> None:
     if not model.config.gated or model.config.act_gate == "silu":
         pytest.skip("needs a gate that is zero for some neurons")
