@@ -11,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/trace.h"
 
 namespace hotset {
 namespace {
@@ -89,6 +90,7 @@ struct ThreadPool::Impl {
   alignas(kCacheLine) std::atomic<uint32_t> generation{0};
   Fn fn = nullptr;
   void* ctx = nullptr;
+  const char* label = nullptr;    // what a timeline calls it
   std::atomic<bool> stop{false};  // atomic: a worker that missed the last job may look at any time
   alignas(kCacheLine) std::atomic<uint64_t> job{0};
   alignas(kCacheLine) std::vector<std::exception_ptr> errors;  // [threads]
@@ -130,6 +132,7 @@ void ThreadPool::Impl::start(size_t threads, bool pin, const std::vector<int>& c
     const int cpu = pin ? cpu_of_worker(cpus, i) : -1;
     workers.emplace_back([this, i, cpu] {
       if (cpu >= 0) pin_to(cpu);
+      trace::name_thread("worker " + std::to_string(i));
       work(i);
     });
   }
@@ -172,7 +175,10 @@ void ThreadPool::Impl::work(size_t thread) {
     seen = await_change(generation, seen, spin);
     if (stop) return;
     if (!join_job(seen)) continue;
-    call(thread);
+    {
+      const trace::Span span(label);
+      call(thread);
+    }
     job.fetch_sub(Job::kActive, std::memory_order_acq_rel);
   }
 }
@@ -215,6 +221,7 @@ void ThreadPool::Impl::run(Fn f, void* c, size_t joiners) {
     throw Error("threads do not survive fork(): load the model in the process that runs it");
   fn = f;
   ctx = c;
+  label = trace::on() ? trace::current() : nullptr;
   publish();
   call(0);
   finish([&](uint64_t now) { return Job::joined(now) >= joiners; });

@@ -12,3 +12,4 @@ void bind_attend(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_sparse(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_trace(nb::module_& m);

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "base/trace.h"
 #include "bind/array.h"
 #include "bind/bind.h"
 #include "kernels/kernels.h"
@@ -33,6 +34,7 @@ std::tuple<int32_t, float> sample(Sampler& s, std::span<const float> logits, nb:
   bind::View<const uint32_t> bits;
   if (!mask.is_none()) bits = view<const uint32_t>(mask, "mask", {(logits.size() + 31) / 32});
   nb::gil_scoped_release release;
+  const trace::Span span("sample");
   float logprob;
   const int32_t token = s.sample(logits, mask.is_none() ? nullptr : bits.data.data(), &logprob);
   return {token, logprob};

@@ -46,4 +46,5 @@ NB_MODULE(_core, m) {
   bind_sampler(m);
   bind_sparse(m);
   bind_engine(m);
+  bind_trace(m);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/trace.h"
 
 namespace hotset::io {
 namespace {
@@ -33,10 +34,16 @@ void QueueReader::check(const Read& read, size_t index) const {
 }
 
 void QueueReader::submit(std::span<const Read> reads) {
+  const trace::Span span("submit");
   if (reads.size() > depth_ - in_flight_)
     throw IoError(file_.path() + ": queue full: " + std::to_string(reads.size()) + " reads submitted, " +
                   std::to_string(in_flight_) + " of " + std::to_string(depth_) + " places taken");
   for (size_t i = 0; i < reads.size(); ++i) check(reads[i], i);
+  if (trace::on()) {
+    stamped_.assign(reads.begin(), reads.end());
+    for (Read& read : stamped_) read.submitted = trace::now();
+    reads = stamped_;
+  }
   start(reads);
   in_flight_ += reads.size();
 }
@@ -52,10 +59,14 @@ size_t QueueReader::wait(std::span<uint64_t> tags, size_t min_done) {
   if (min_done > tags.size() || min_done > in_flight_)
     throw InvalidArgument("waiting for " + std::to_string(min_done) + " reads with room for " +
                           std::to_string(tags.size()) + " and " + std::to_string(in_flight_) + " in flight");
+  const trace::Span span(min_done > 0 ? "wait for drive" : nullptr);
   size_t n = 0;
   for (Done done; n < tags.size() && in_flight_ > 0 && take(done, n < min_done ? min_done - n : 0); ++n) {
     --in_flight_;
     check(done);
+    if (done.read.submitted && trace::on())
+      trace::record({"read", done.read.submitted, trace::now(), trace::Kind::read,
+                     static_cast<uint32_t>(done.read.dst.size())});
     tags[n] = done.read.tag;
   }
   return n;

@@ -1,6 +1,8 @@
 // What the back ends share: a back end starts reads and reports the ended ones; all checks are made here.
 #pragma once
 
+#include <vector>
+
 #include "io/file.h"
 #include "io/reader.h"
 
@@ -33,6 +35,7 @@ class QueueReader : public Reader {
 
   File file_;
   size_t depth_, in_flight_ = 0;
+  std::vector<Read> stamped_;  // of a submit() that a timeline shows
 };
 
 // Each in the file of its name. make_io_uring exists only where HOTSET_HAVE_IO_URING is defined.

@@ -14,6 +14,7 @@ struct Read {
   uint64_t offset;         // bytes from the start of the file
   std::span<uint8_t> dst;  // the caller keeps it alive until wait() returns `tag`; 1 B to 1 GiB
   uint64_t tag;            // handed back unchanged
+  uint64_t submitted = 0;  // ns; set by submit() for timelines
 };
 
 // Owned by one thread; use one Reader per thread. Offset, address and size of a Read must be multiples of

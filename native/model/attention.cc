@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "base/trace.h"
+
 namespace hotset::model {
 
 using kernels::kPage;
@@ -93,6 +95,7 @@ Attention::Attention(const ModelDesc& desc, const kernels::Kernels& k, ThreadPoo
 
 void Attention::run(const Batch& batch, size_t layer, const LayerWeights& w, const RopeTables& ropes, Rows q,
                     Rows k, Rows v, Rows out) {
+  const trace::Span span("attend");
   for (const BatchSequence& s : batch.sequences)
     RowParts(s.count, pool_).each_row(pool_, [&](size_t t) {
       finish_projections(s, t, layer, w, ropes, q, k, v);

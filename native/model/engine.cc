@@ -7,6 +7,7 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/trace.h"
 
 namespace hotset::model {
 namespace {
@@ -121,6 +122,7 @@ Batch Engine::make_batch(std::span<const int32_t> seqs, std::span<const int32_t>
 size_t Engine::step(std::span<const int32_t> seqs, std::span<const int32_t> counts,
                     std::span<const int32_t> tokens, std::span<const uint8_t> want,
                     std::span<const int64_t> rope_lengths, const std::function<void()>& poll, bool draft) {
+  const trace::Span span("step");
   Batch batch = make_batch(seqs, counts, tokens, want, rope_lengths);
   batch.draft = draft;
   rows_ = 0;

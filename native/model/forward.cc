@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/trace.h"
 #include "quant/codec.h"
 
 namespace hotset::model {
@@ -53,8 +54,11 @@ size_t Forward::scratch_bytes() const {
 }
 
 void Forward::run(const Batch& batch, const std::function<bool()>& stop) {
-  ropes_.fill(batch, pool_);
-  embed(batch);
+  {
+    const trace::Span span("embed");
+    ropes_.fill(batch, pool_);
+    embed(batch);
+  }
   for (size_t layer = 0; layer < desc_.layers.size(); ++layer) {
     if (stop && stop()) throw Cancelled("step cancelled before layer " + std::to_string(layer));
     attention_block(batch, layer);
@@ -108,6 +112,7 @@ void Forward::add_block(const Vector& post_norm, size_t n) {
 }
 
 void Forward::attention_block(const Batch& batch, size_t layer) {
+  const trace::Span span("attention", static_cast<uint32_t>(layer));
   const LayerWeights& w = weights_.layers[layer];
   const size_t n = batch.rows();
   const Input in = normed(w.attn_norm, w.attn_norm_bias, n);
@@ -123,6 +128,7 @@ void Forward::attention_block(const Batch& batch, size_t layer) {
 }
 
 void Forward::ffn_block(const Batch& batch, size_t layer) {
+  const trace::Span span("ffn", static_cast<uint32_t>(layer));
   const size_t n = batch.rows();
   const LayerWeights& w = weights_.layers[layer];
   const Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
@@ -205,6 +211,7 @@ void Forward::finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first,
 }
 
 void Forward::head(const Batch& batch) {
+  const trace::Span span("head");
   std::vector<size_t> wanted;
   for (const BatchSequence& s : batch.sequences)
     for (size_t i = s.want == Want::all ? 0 : s.count - 1; s.want != Want::none && i < s.count; ++i)

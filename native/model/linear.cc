@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/trace.h"
+
 namespace hotset::model {
 
 using kernels::kTile;
@@ -72,6 +74,7 @@ void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t 
 }
 
 void Linear::run(const Input& in, std::span<const Product> products) {
+  const trace::Span span("matmul");
   size_t total = 0, bytes = 0;
   for (const Product& p : products) {
     total += p.w->row_blocks();

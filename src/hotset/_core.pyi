@@ -274,3 +274,21 @@ class Sampler:
     def sample_logits(
         self, logits: NDArray[np.float32], mask: NDArray[np.uint32] | None = None
     ) -> tuple[int, float]: ...
+
+# --- timeline: spans, reads and counters of all threads; see hotset/engine/trace.py ----------------------
+def trace_enable(on: bool) -> None: ...
+def trace_take() -> list[tuple[int, str, int, NDArray[np.uint64]]]:
+    """Empties every thread's ring: (thread, its name, events lost, [events, 5]).
+
+    Columns: number of the name; begin and end in ns (end of a counter: bits of its value as float64); kind (0 span,
+    1 read, 2 counter); layer of a span (2^32-1: none) or bytes of a read.
+    """
+
+def trace_names() -> list[str]:
+    """By number; grows with trace_take."""
+
+def trace_filled() -> float:
+    """Share of its ring that the busiest thread has filled since the last trace_take."""
+
+def trace_now() -> int:
+    """ns of the clock of all events."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from hotset.loader import LoadOptions, Predict, load_model
 from hotset.models import resolve
 from hotset.params import SamplingParams, merged
 from hotset.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from hotset.engine.trace import Trace
 
 __all__ = ["LLM", "Chunk", "Completion", "Perplexity", "Sample", "Stats", "Stream", "TokenLogprob"]
 
@@ -49,6 +52,7 @@ class LLM:
         predict: of a packed store, "exact" (same text as computing every neuron) or "auto" (also predictors that were
             trained within a loss of quality, where the store has them).
         plan: of a packed store, a file that `hotset plan` wrote; None: planned now, or taken from the cache.
+        trace: file for a timeline of all threads and reads, to open in ui.perfetto.dev; `close` writes it.
 
     Safe for several threads: their requests are computed in common steps.
     Raises: a HotsetError whose message says what to do; MemoryBudgetError before anything is loaded.
@@ -69,6 +73,7 @@ class LLM:
         reuse: bool = True,
         predict: Predict = "exact",
         plan: str | Path | None = None,
+        trace: str | Path | None = None,
     ) -> None:
         _check_choices(threads, kv, load, predict)
         budget = None if memory is None else parse_bytes(memory)
@@ -79,6 +84,7 @@ class LLM:
         file = None if plan is None else Path(plan).expanduser()
         options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, file)
         core, allotment, self.plan = load_model(self.store, self.descriptor, options)
+        self._trace = None if trace is None else _start_trace(trace)
         dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
         self._engine: Engine | None = Engine(
             core,
@@ -90,6 +96,7 @@ class LLM:
             token_text=self.tokenizer.token_text,
             reuse=reuse and not dynamic,  # with dynamic RoPE, keys depend on the length of the whole text
             watch=MemoryWatch(self.plan.bytes if self.plan else self.store.weight_bytes),
+            after_step=self._trace.flush if self._trace else None,
         )
         self._core: _core.Engine | None = core
 
@@ -217,8 +224,10 @@ class LLM:
             self._running().cache.clear()
 
     def close(self) -> None:
-        """Frees the model's memory. Streams still open end with an error."""
+        """Frees the model's memory and writes the trace. Streams still open end with an error."""
         self._engine = self._core = None
+        if self._trace is not None:
+            self._trace.close()
 
     def __enter__(self) -> Self:
         return self
@@ -268,6 +277,12 @@ class LLM:
             for request in requests:
                 engine.cancel(request)
         return [request.completion() for request in requests]
+
+
+def _start_trace(path: str | Path) -> Trace:
+    from hotset.engine.trace import Trace  # few runs need it
+
+    return Trace(path)
 
 
 def _find_store(model: str | Path, ignore_keys: Collection[str]) -> Path:

@@ -106,3 +106,15 @@ def test_interrupt_exits_130_without_a_word(store, environment):
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == b""
         assert process.returncode == 130
+
+
+def test_a_trace_is_written(hotset, store, tmp_path):
+    path = tmp_path / "t.json"
+    assert hotset("run", store, "hi", "--raw", "--max-tokens", "4", "--ignore-eos", "--trace", path).code == 0
+    steps = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "step"]
+    assert len(steps) == 4
+    flags = ("--prefill", "0", "--decode", "8", "-r", "1", "-t", "1", "--no-bandwidth")
+    assert hotset("bench", store, *flags, "--trace", path).code == 0
+    assert len([e for e in json.loads(path.read_text())["traceEvents"] if e["name"] == "step"]) == 16
+    refused = hotset("run", store, "hi", "--trace", "/proc/none/t.json")
+    assert (refused.code, "cannot write the trace /proc/none/t.json" in refused.err) == (5, True)

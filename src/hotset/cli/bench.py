@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,9 @@ def bench(
     memory: Annotated[str | None, typer.Option(help="Budget, such as 4GiB; packed models are planned for it.")] = None,
     load: Annotated[str, typer.Option(metavar="auto|read|mmap", help="Read the weights or map them.")] = "auto",
     bandwidth: Annotated[bool, typer.Option(help="Measure the memory, too.")] = True,
+    trace: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a timeline to open in ui.perfetto.dev.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result as JSON.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -38,7 +42,7 @@ def bench(
 
     tests = Tests(numbers(prefill, "--prefill"), decode, repeats)
     counts = numbers(threads, "--threads") if threads else list(range(1, _cores() + 1))
-    result = _measure(model, tests, counts, {"isa": isa, "kv": kv, "load": load, "memory": memory}, bandwidth)
+    result = _measure(model, tests, counts, {"isa": isa, "kv": kv, "load": load, "memory": memory}, bandwidth, trace)
     if output is not None:
         write(result, output)
     if json:
@@ -54,8 +58,9 @@ def _cores() -> int:
 
 
 def _measure(
-    name: str, tests: Tests, threads: list[int], options: dict[str, Any], with_bandwidth: bool
+    name: str, tests: Tests, threads: list[int], options: dict[str, Any], with_bandwidth: bool, trace: str | None
 ) -> dict[str, Any]:
+    from hotset.engine.trace import Trace
     from hotset.llm import LLM
     from hotset.tools import resolve_model
     from hotset.tools.bench import measure
@@ -64,7 +69,9 @@ def _measure(
 
     with progress_bar() as progress:
         store = resolve_model(name, progress=progress)
-    measured = measure(lambda count: LLM(store, threads=count, **options), tests, threads)
+    load = lambda count: LLM(store, threads=count, **options)  # noqa: E731
+    with Trace(trace) if trace else nullcontext() as timeline:
+        measured = measure(load, tests, threads, timeline.flush if timeline else lambda: None)
     peak = peak_memory_bytes()  # before the bandwidth test takes its own
     bounds = measured.bounds(memory_rates(threads)) if with_bandwidth else []
     return record(

@@ -8,17 +8,17 @@ import typer
 
 from hotset.cli.chat_input import Input
 from hotset.cli.conversation import Conversation, obey
-from hotset.cli.options import EngineFlags, ModelArgument, SamplingFlags, takes
+from hotset.cli.options import ModelArgument, RunFlags, SamplingFlags, takes
 from hotset.cli.text import note
 from hotset.errors import InputError, ModelError, UsageError
 
 
-@takes(engine=EngineFlags, sampling=SamplingFlags)
+@takes(engine=RunFlags, sampling=SamplingFlags)
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
     *,
-    engine: EngineFlags,
+    engine: RunFlags,
     sampling: SamplingFlags,
 ) -> None:
     """Talk with a model. /help lists commands; Ctrl-C stops an answer; twice, or Ctrl-D, leaves."""

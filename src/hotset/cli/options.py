@@ -94,6 +94,15 @@ class EngineFlags:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFlags(EngineFlags):
+    """The same for commands that answer."""
+
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="FILE", help="Write a timeline to open in ui.perfetto.dev.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingFlags:
     """How tokens are chosen; unset flags leave the model's and the library's defaults."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotset.cli.options import EngineFlags, JsonFlag, ModelArgument, SamplingFlags, takes
+from hotset.cli.options import JsonFlag, ModelArgument, RunFlags, SamplingFlags, takes
 from hotset.cli.text import note, print_json, read_prompt
 from hotset.errors import InputError, UsageError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, str]]
 
 
-@takes(engine=EngineFlags, sampling=SamplingFlags)
+@takes(engine=RunFlags, sampling=SamplingFlags)
 def run(
     model: ModelArgument,
     prompt: Annotated[
@@ -40,7 +40,7 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print latencies, neurons, reads, bound and memory.")] = False,
     json: JsonFlag = False,
     *,
-    engine: EngineFlags,
+    engine: RunFlags,
     sampling: SamplingFlags,
 ) -> None:
     """Answer a prompt, or continue a text (--raw, or a model without chat template), and print it as it comes."""

@@ -24,6 +24,7 @@ class Engine:
     core: the native engine. context: most tokens of a sequence, prompt and output; its KV cache must hold that many.
     draw_factory: makes the sampler of a sequence. make_decoder: tokens to text. token_text: of one token.
     reuse: whether finished sequences are kept for prompts that begin alike. watch: called before every step.
+    after_step: called when its tokens are drawn.
     """
 
     def __init__(
@@ -38,13 +39,14 @@ class Engine:
         token_text: Callable[[int], str],
         reuse: bool = True,
         watch: Callable[[], None] = lambda: None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
         self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
         self.lock = FairLock()
-        self._watch = watch
+        self._watch, self._after_step = watch, after_step
         self._requests = 0
 
     def submit(
@@ -119,6 +121,8 @@ class Engine:
         try:
             self._compute(slices)
             self._draw_all([s.sequence for s in slices if s.sequence.pending == 0])
+            if self._after_step is not None:
+                self._after_step()
         except BaseException:
             self._resync()
             raise

@@ -32,6 +32,7 @@ class Loaded(Protocol):
 
 
 Loader = Callable[[int], Loaded]  # by number of threads
+_NOTHING: Callable[[], None] = lambda: None  # noqa: E731
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Measured:
         ]
 
 
-def measure(load: Loader, tests: Tests, threads: Sequence[int]) -> Measured:
+def measure(load: Loader, tests: Tests, threads: Sequence[int], after_step: Callable[[], None] = _NOTHING) -> Measured:
     """Loads the model once for each number of threads; every test runs once to warm up, then `repeats` times.
 
     Tests longer than the model's context are left out.
@@ -81,13 +82,13 @@ def measure(load: Loader, tests: Tests, threads: Sequence[int]) -> Measured:
     stats: dict[str, float] = {}
     for count in threads:
         model = load(count)
-        series += _measure_loaded(model, tests, count)
+        series += _measure_loaded(model, tests, count, after_step)
         stats = dict(model.core.stats)
         model.close()
     return Measured(series, stats)
 
 
-def _measure_loaded(model: Loaded, tests: Tests, threads: int) -> Iterator[Series]:
+def _measure_loaded(model: Loaded, tests: Tests, threads: int, after_step: Callable[[], None]) -> Iterator[Series]:
     yield Series("load", "s", (model.core.stats["load_seconds"],), threads)
     timed = [(f"prefill{n}", n, model.max_step_tokens) for n in tests.prefills]
     if tests.decode:
@@ -96,12 +97,12 @@ def _measure_loaded(model: Loaded, tests: Tests, threads: int) -> Iterator[Serie
         if tokens > model.context:
             continue
         ids = np.random.default_rng(tokens).integers(0, model.config.vocab, tokens, dtype=np.int32)
-        rate(model.core, ids, at_once)
-        samples = tuple(rate(model.core, ids, at_once) for _ in range(tests.repeats))
+        rate(model.core, ids, at_once, after_step)
+        samples = tuple(rate(model.core, ids, at_once, after_step) for _ in range(tests.repeats))
         yield Series(name, "tokens/s", samples, threads)
 
 
-def rate(core: _core.Engine, ids: NDArray[np.int32], at_once: int) -> float:
+def rate(core: _core.Engine, ids: NDArray[np.int32], at_once: int, after_step: Callable[[], None] = _NOTHING) -> float:
     """Tokens/s of `ids` from an empty context, `at_once` a step; logits after the last of each step or of all.
 
     One at a time is decode without a sampler: logits after every token.
@@ -112,6 +113,7 @@ def rate(core: _core.Engine, ids: NDArray[np.int32], at_once: int) -> float:
         chunk = ids[start : start + at_once]
         want = at_once == 1 or start + at_once >= len(ids)
         core.step(np.array([seq], np.int32), np.array([len(chunk)], np.int32), chunk, np.array([want], np.uint8))
+        after_step()
     elapsed = time.perf_counter() - started
     core.sequence_free(seq)
     return len(ids) / elapsed

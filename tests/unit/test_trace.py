@@ -1,0 +1,125 @@
+"""Timelines: the file is what Perfetto reads, spans nest and account for the time of a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hotset import LLM, _core
+from hotset.engine.trace import Trace
+from hotset.errors import StorageError, UsageError
+from tests.sparse_models import make_sparse_model, run, tiny_config
+
+Event = dict[str, Any]
+
+
+def events_of(path: Path) -> list[Event]:
+    trace = json.loads(path.read_text())
+    assert trace["otherData"] == {"lost_events": 0}
+    found: list[Event] = trace["traceEvents"]
+    return found
+
+
+def spans_of(events: list[Event], thread: int) -> list[Event]:
+    found = [e for e in events if e["ph"] == "X" and e["tid"] == thread]
+    return sorted(found, key=lambda e: (e["ts"], -e["dur"]))
+
+
+def stepper(events: list[Event]) -> int:
+    return next(e["tid"] for e in events if e["name"] == "step")
+
+
+def check_nesting(spans: list[Event]) -> None:
+    """Each span lies within those that were open when it began."""
+    open_ends: list[float] = []
+    for span in spans:
+        while open_ends and open_ends[-1] <= span["ts"]:
+            open_ends.pop()
+        end = span["ts"] + span["dur"]
+        assert not open_ends or end <= open_ends[-1] + 0.002, span  # times are rounded to 1 ns
+        open_ends.append(end)
+
+
+@pytest.fixture(scope="module")
+def timeline(stories_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    path = tmp_path_factory.mktemp("trace") / "dense.json"
+    with LLM(stories_store, threads=2, trace=path) as llm:
+        llm.generate("Once upon a time", max_tokens=20, temperature=0, ignore_eos=True)
+    return events_of(path)
+
+
+def test_spans_nest_and_cover_the_step(timeline: list[Event]) -> None:
+    spans = spans_of(timeline, stepper(timeline))
+    check_nesting(spans)
+    steps = [s for s in spans if s["name"] == "step"]
+    assert len(steps) == 20
+    inner = ("embed", "attention", "ffn", "head")
+    for step in steps:
+        end = step["ts"] + step["dur"]
+        parts = [s for s in spans if s["name"] in inner and step["ts"] <= s["ts"] < end]
+        assert [p["args"]["layer"] for p in parts if p["name"] == "ffn"] == list(range(5))
+        assert sum(p["dur"] for p in parts) == pytest.approx(step["dur"], rel=0.2, abs=50)
+    assert sum(s["name"] == "sample" for s in spans) == 20
+
+
+def test_reads_and_counters_of_a_sparse_model(tmp_path: Path) -> None:
+    model = make_sparse_model(tmp_path, tiny_config(True, "relu", "relu", hidden=544, ffn=300), "q4_0")
+    engine = model.sparse(_core.SparseOptions([20] * 2, 50, "clock", "all", depth=16), threads=2)
+    with Trace(tmp_path / "t.json"):
+        run(engine, [1, 2, 3], [5, 6])
+    events = events_of(tmp_path / "t.json")
+    begun = [e for e in events if e["ph"] == "b"]
+    assert (
+        len(begun)
+        == engine.sparse_stats["reads"]
+        == 3 * 2 * 280
+        - sum(e["args"]["value"] - 20 for e in events if e["ph"] == "C" and e["name"] == "neurons in memory")
+    )
+    rows: dict[int, float] = {}  # when each row of the drive is free again
+    for event in (e for e in events if e["ph"] in "be"):
+        if event["ph"] == "b":
+            assert rows.get(event["id"], 0.0) <= event["ts"]
+        rows[event["id"]] = event["ts"]
+    depths = [e["args"]["value"] for e in events if e["name"] == "reads in flight"]
+    assert max(depths) == len(rows) == 16 and depths[-1] == 0
+    spans = spans_of(events, stepper(events))
+    check_nesting(spans)
+    assert {"submit", "wait for drive", "check", "gate and up, in memory", "gate and up, read", "down"} <= {
+        s["name"] for s in spans
+    }
+    rate = sum(e["args"]["value"] for e in events if e["name"] == "drive MB/s") * 1e6 * 0.01
+    assert rate == pytest.approx(engine.sparse_stats["bytes_read"], rel=1e-4)
+
+
+def test_a_ring_that_nobody_empties_forgets_the_oldest(stories_store: Path, tmp_path: Path) -> None:
+    with LLM(stories_store, context=256) as llm, Trace(tmp_path / "t.json"):
+        core, seq = llm.core, llm.core.sequence_new()
+        one, zero = np.ones(1, np.int32), np.zeros(1, np.uint8)
+        while _core.trace_filled() < 1.2:
+            if core.sequence_length(seq) == 200:
+                core.sequence_truncate(seq, 1)
+            core.step(np.array([seq], np.int32), one, one, zero)
+    trace = json.loads((tmp_path / "t.json").read_text())
+    assert trace["otherData"]["lost_events"] > 10_000
+    check_nesting(spans_of(trace["traceEvents"], stepper(trace["traceEvents"])))
+
+
+def test_off_records_nothing(stories_store: Path) -> None:
+    _core.trace_take()
+    with LLM(stories_store) as llm:
+        llm.generate("Once", max_tokens=3)
+    assert _core.trace_take() == []
+
+
+def test_one_at_a_time_and_only_where_one_can_write(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write the trace /proc/none/t\.json"):
+        Trace("/proc/none/t.json")
+    with Trace(tmp_path / "a.json"), pytest.raises(UsageError, match="another trace"):
+        Trace(tmp_path / "b.json")
+    with Trace(tmp_path / "c.json"):
+        pass
+    assert events_of(tmp_path / "c.json")
