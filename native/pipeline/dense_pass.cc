@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/trace.h"
 #include "pipeline/sparse_ffn.h"
 
 namespace hotset::pipeline {
@@ -38,11 +39,14 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
   }
   for (size_t first = hot; first < file_.neurons;) {
     const auto read = stream_.next(layer, first);
-    pool.parallel_for(read.count, 32, [&](size_t begin, size_t end, size_t) {
-      for (size_t i = begin; i < end; ++i)
-        check_bundle(file_, layer, first + i, read.data + i * stride, file_.layout.bytes(),
-                     file_.crc32c[layer][first + i]);
-    });
+    {
+      const trace::Span span("check");
+      pool.parallel_for(read.count, 32, [&](size_t begin, size_t end, size_t) {
+        for (size_t i = begin; i < end; ++i)
+          check_bundle(file_, layer, first + i, read.data + i * stride, file_.layout.bytes(),
+                       file_.crc32c[layer][first + i]);
+      });
+    }
     const size_t before = first == hot ? hot - whole : 0;
     uint8_t* data = read.data - before * stride;
     for (size_t i = 0; i < before; ++i)
@@ -54,11 +58,15 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
 
 void SparseFfn::dense_piece(const Piece& p, const Input& in, ThreadPool& pool, Rows y) {
   hq_.shape(in.rows, p.count);
-  pool.parallel_for((p.count + kUnit - 1) / kUnit, 1, [&](size_t begin, size_t end, size_t thread) {
-    for (size_t u = begin; u < end; ++u)
-      dense_unit(p, u * kUnit, std::min(kUnit, p.count - u * kUnit), in, thread_floats_[thread],
-                 thread_bytes_[thread]);
-  });
+  {
+    const trace::Span span("gate and up");
+    pool.parallel_for((p.count + kUnit - 1) / kUnit, 1, [&](size_t begin, size_t end, size_t thread) {
+      for (size_t u = begin; u < end; ++u)
+        dense_unit(p, u * kUnit, std::min(kUnit, p.count - u * kUnit), in, thread_floats_[thread],
+                   thread_bytes_[thread]);
+    });
+  }
+  const trace::Span span("down");
   const size_t blocks = (desc_.hidden + kBlockCols - 1) / kBlockCols;
   pool.parallel_for(blocks, 1, [&](size_t begin, size_t end, size_t thread) {
     for (size_t b = begin; b < end; ++b)

@@ -6,6 +6,7 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/trace.h"
 
 namespace hotset::pipeline {
 
@@ -145,11 +146,17 @@ void SparseFfn::run_sparse(size_t layer, const Input& in, ThreadPool& pool, Rows
   // Each wave is read while what came before it is computed; a second one only if more is missing than the
   // reader takes at once.
   size_t begin = 0, end = request(layer, 0);
-  compute(layer, present_, 0, present_.neurons.size(), in.rows, pool);
+  {
+    const trace::Span span("gate and up, in memory");
+    compute(layer, present_, 0, present_.neurons.size(), in.rows, pool);
+  }
   while (begin < end) {
     collect(layer, begin, end);
     const size_t next = request(layer, end);
-    compute(layer, missing_, begin, end, in.rows, pool);
+    {
+      const trace::Span span("gate and up, read");
+      compute(layer, missing_, begin, end, in.rows, pool);
+    }
     begin = end;
     end = next;
   }
@@ -178,7 +185,11 @@ void SparseFfn::select(size_t layer, const Input& in, ThreadPool& pool) {
   if (!predictor_) {
     for (uint32_t i = 0; i < file_.neurons; ++i) consider(layer, i, 0);
   } else {
-    predictor_->score(layer, in, pool, scores_);
+    {
+      const trace::Span span("predict");
+      predictor_->score(layer, in, pool, scores_);
+    }
+    const trace::Span span("select");
     const float keep = options_.keep[layer];
     for (uint32_t i = 0; i < file_.neurons; ++i) {
       float best = scores_.data[i];
@@ -189,6 +200,8 @@ void SparseFfn::select(size_t layer, const Input& in, ThreadPool& pool) {
   places_.assign(missing_.neurons.size(), nullptr);
   counters_.candidates += present_.neurons.size() + missing_.neurons.size();
   counters_.missed += missing_.neurons.size();
+  trace::count("neurons in memory", static_cast<double>(present_.neurons.size()));
+  trace::count("neurons missing", static_cast<double>(missing_.neurons.size()));
 }
 
 // Starts the reads of the next missing neurons from `begin` on and returns where the wave ends.
@@ -221,6 +234,7 @@ void SparseFfn::collect(size_t layer, size_t begin, size_t end) {
     for (size_t done = 0; done < tags.size();) done += reader_->wait({tags.data(), tags.size() - done}, 1);
     counters_.stall_seconds +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const trace::Span span("check");
     const auto& sums = gate_known_ ? file_.crc32c_no_gate : file_.crc32c;
     for (size_t i = begin; i < end; ++i) {
       const uint32_t neuron = missing_.neurons[i].index;
@@ -295,6 +309,7 @@ void SparseFfn::record(size_t layer, const List& list, size_t rows) {
 
 // y[t] = sum of products[t][i] * down_i over both lists, merged in store order. Threads share the columns.
 void SparseFfn::sum_down(size_t rows, ThreadPool& pool, Rows y) {
+  const trace::Span span("down");
   const auto sum = sums(k_, file_.layout.format);
   const size_t hidden = desc_.hidden, blocks = (hidden + kBlockCols - 1) / kBlockCols;
   const auto &here = present_.neurons, &come = missing_.neurons;
