@@ -25,6 +25,7 @@ class SparseModel:
     path: Path
     offsets: list[int]
     stride: int
+    weights: dict[tuple[str, int], Floats]  # by role and layer, as the twin takes them
 
     def dense(self, **options: object) -> _core.Engine:
         """An engine with the decoded weights of the bundles as f32 matrices."""
@@ -54,6 +55,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         self.path, self.parts, self.size = path, list[bytes](), 0
+        self.weights: dict[tuple[str, int], Floats] = {}
 
     def add(self, data: bytes) -> int:
         offset = self.size
@@ -63,11 +65,13 @@ class _File:
         return offset
 
     def matrix(self, role: str, layer: int, w: Floats) -> _core.TensorRef:
+        self.weights[role, layer] = w
         out = np.zeros(_core.packed_bytes("f32", *w.shape), np.uint8)
         _core.encode("f32", np.ascontiguousarray(w), out)
         return _core.TensorRef(role, layer, str(self.path), self.add(out.tobytes()), out.size, "f32", *w.shape)
 
     def vector(self, role: str, layer: int, w: Floats) -> _core.TensorRef:
+        self.weights[role, layer] = w
         return _core.TensorRef(role, layer, str(self.path), self.add(w.tobytes()), w.nbytes, "f32", w.size, 0)
 
     def write(self) -> None:
@@ -109,7 +113,8 @@ def make_sparse_model(folder: Path, config: ModelConfig, fmt: str, seed: int = 0
     neurons = _core.NeuronFile(
         str(bundles.path), fmt, d, config.gated, stride, n, offsets, sums, up_bias=up_biases
     )  # fmt: skip
-    return SparseModel(config, resident, dense_ffn, neurons, bundles.path, offsets, stride)
+    weights = main.weights | dense.weights
+    return SparseModel(config, resident, dense_ffn, neurons, bundles.path, offsets, stride, weights)
 
 
 def run(engine: _core.Engine, prompt: list[int], steps: list[int]) -> Floats:

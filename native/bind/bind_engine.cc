@@ -127,6 +127,13 @@ nb::tuple top_logprobs(const Engine& e, size_t row, size_t n) {
   return nb::make_tuple(own(std::move(order), {n}), own(std::move(values), {n}));
 }
 
+void set_ffn_floor(Engine& e, size_t layer, float input, float gate,
+                   const std::optional<Array<float>>& product) {
+  std::vector<float> products;
+  if (product) products.assign(product->data(), product->data() + product->shape(0));
+  e.set_ffn_floor(layer, {input, gate, std::move(products)});
+}
+
 nb::tuple take_record(Engine& e) {
   auto& r = e.record();
   const size_t rows = r.rows;
@@ -183,6 +190,8 @@ void bind_engine(nb::module_& m) {
       .def("top_logprobs", &top_logprobs, nb::arg("row"), nb::arg("n"))
       .def("cancel", &Engine::cancel)
       .def("set_threads", &Engine::set_threads, nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
+      .def("set_ffn_floor", &set_ffn_floor, nb::arg("layer"), nb::kw_only(), nb::arg("input") = 0.0f,
+           nb::arg("gate") = 0.0f, nb::arg("product") = nb::none())
       .def("warm", &Engine::warm, nb::call_guard<nb::gil_scoped_release>())
       .def(
           "record",

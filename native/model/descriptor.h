@@ -21,9 +21,18 @@ struct RopeDesc {
   int64_t original_context = 0;
 };
 
+// Magnitudes below which values in an FFN count as 0, which makes a model sparse that was not trained to be.
+// All 0: off.
+struct FfnFloor {
+  float input = 0.0f;          // of the inputs of gate and up (TEAL, arXiv:2408.14690)
+  float gate = 0.0f;           // of f(gate x) (CATS, arXiv:2404.08763)
+  std::vector<float> product;  // [ffn], of what goes into down, by neuron; empty = off
+};
+
 struct LayerDesc {
   int64_t window = 0;  // tokens a query may look back, itself included; 0 = all
   int rope = -1;       // index into ModelDesc::ropes; -1 = no rotation
+  FfnFloor floor = {};
 };
 
 struct ModelDesc {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <set>
 #include <string>
 
@@ -84,6 +85,18 @@ void Engine::make_forward(size_t threads) {
 
 void Engine::set_threads(size_t threads) {
   if (threads != pool_->size()) make_forward(threads);
+}
+
+void Engine::set_ffn_floor(size_t layer, FfnFloor floor) {
+  require(layer < desc_.layers.size(),
+          "floor of layer " + to_string(layer) + ", the model has " + to_string(desc_.layers.size()));
+  const size_t n = floor.product.size();
+  require(n == 0 || n == static_cast<size_t>(desc_.ffn),
+          to_string(n) + " floors for " + to_string(desc_.ffn) + " neurons");
+  const auto fine = [](float x) { return x >= 0.0f && std::isfinite(x); };
+  require(fine(floor.input) && fine(floor.gate) && std::ranges::all_of(floor.product, fine),
+          "a floor of layer " + to_string(layer) + " is not a finite number from 0");
+  desc_.layers[layer].floor = std::move(floor);
 }
 
 Batch Engine::make_batch(std::span<const int32_t> seqs, std::span<const int32_t> counts,

@@ -43,6 +43,8 @@ class Engine {
   const kernels::Kernels& kernels() const { return k_; }
   size_t threads() const { return pool_->size(); }
   void set_threads(size_t threads);
+  // From the next step on; floors.product by neuron in the order of the weights. Throws InvalidArgument.
+  void set_ffn_floor(size_t layer, FfnFloor floor);
 
   // Appends counts[i] tokens to seqs[i] and computes the logits that `want` asks for; see _core.pyi. Nothing
   // is appended if it throws. `poll` is called between layers, at most every 50 ms, and may throw.

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/trace.h"
+#include "model/ffn_floor.h"
 #include "quant/codec.h"
 
 namespace hotset::model {
@@ -131,11 +132,21 @@ void Forward::ffn_block(const Batch& batch, size_t layer) {
   const trace::Span span("ffn", static_cast<uint32_t>(layer));
   const size_t n = batch.rows();
   const LayerWeights& w = weights_.layers[layer];
-  const Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
+  Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
   if (record_.inputs)
     for (size_t t = 0; t < n; ++t) record_.keep_input(t, layer, in.f.row(t));
+  if (const float floor = desc_.layers[layer].floor.input; floor > 0.0f) in = without_small(in, floor);
   ffn_ ? outer_ffn(layer, in, batch.draft) : dense_ffn(layer, in);
   add_block(w.ffn_post_norm, n);
+}
+
+// The rows in xn, with 0 for what is below the floor.
+Input Forward::without_small(const Input& in, float floor) {
+  for (size_t t = 0; t < in.rows; ++t) {
+    if (in.f.data != xn_.data) std::memcpy(xn_.row(t), in.f.row(t), desc_.hidden * sizeof(float));
+    drop_below(floor, desc_.hidden, xn_.row(t));
+  }
+  return {xn_, in.q, in.rows};
 }
 
 void Forward::outer_ffn(size_t layer, const Input& in, bool draft) {
@@ -200,11 +211,10 @@ void Forward::finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first,
   if (desc_.gated) {
     if (!w.gate_bias.empty()) k_.add(w.gate_bias.data() + first, count, h);
     if (!w.up_bias.empty()) k_.add(w.up_bias.data() + first, count, up);
-    k_.glu(desc_.act_gate, desc_.gate_threshold, desc_.act_up, desc_.up_threshold, up, count, h);
-  } else {
-    if (!w.up_bias.empty()) k_.add(w.up_bias.data() + first, count, h);
-    k_.activate(desc_.act_gate, desc_.gate_threshold, count, h);
+  } else if (!w.up_bias.empty()) {
+    k_.add(w.up_bias.data() + first, count, h);
   }
+  finish_products(k_, desc_, layer, first, count, up, h);
   if (record_.activations) record_.mark_all(tile * kTile + t, layer, first, h, count);
   if (quant::is_quantized(w.down.format))
     k_.quantize(h, count, from_group(hq_.tile(tile), first / quant::kGroup), t);

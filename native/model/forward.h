@@ -31,6 +31,7 @@ class Forward {
   void embed(const Batch& batch);
   void attention_block(const Batch& batch, size_t layer);
   void ffn_block(const Batch& batch, size_t layer);
+  Input without_small(const Input& in, float floor);
   void dense_ffn(size_t layer, const Input& in);
   void outer_ffn(size_t layer, const Input& in, bool draft);
   void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, TileRange tiles, float* scratch);

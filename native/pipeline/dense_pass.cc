@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/trace.h"
+#include "model/ffn_floor.h"
 #include "pipeline/sparse_ffn.h"
 
 namespace hotset::pipeline {
@@ -119,11 +120,10 @@ void SparseFfn::finish_products(const Piece& p, size_t begin, size_t count, size
   if (desc_.gated) {
     if (!file_.gate_bias.empty()) k_.add(file_.gate_bias[p.layer].data() + neuron, count, product);
     if (!file_.up_bias.empty()) k_.add(file_.up_bias[p.layer].data() + neuron, count, up);
-    k_.glu(desc_.act_gate, desc_.gate_threshold, desc_.act_up, desc_.up_threshold, up, count, product);
-  } else {
-    if (!file_.up_bias.empty()) k_.add(file_.up_bias[p.layer].data() + neuron, count, product);
-    k_.activate(desc_.act_gate, desc_.gate_threshold, count, product);
+  } else if (!file_.up_bias.empty()) {
+    k_.add(file_.up_bias[p.layer].data() + neuron, count, product);
   }
+  model::finish_products(k_, desc_, p.layer, neuron, count, up, product);
   if (record_->activations) record_->mark_all(tile * kTile + t, p.layer, neuron, product, count);
   k_.quantize(product, count, from_group(hq_.tile(tile), begin / quant::kGroup), t);
 }

@@ -7,6 +7,7 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "base/trace.h"
+#include "model/ffn_floor.h"
 
 namespace hotset::pipeline {
 
@@ -263,6 +264,7 @@ void SparseFfn::compute(size_t layer, List& list, size_t begin, size_t end, size
 // products[t][begin..end): f(gate x_t) * h(up x_t), up only where f(gate) is not zero for some token.
 void SparseFfn::compute_chunk(size_t layer, List& chosen, size_t begin, size_t end, size_t rows) {
   const std::vector<Neuron>& list = chosen.neurons;
+  const model::FfnFloor& floor = desc_.layers[layer].floor;
   const size_t n = end - begin;
   const auto dot = dots(k_, file_.layout.format);
   const uint8_t* vectors[kChunk];
@@ -278,6 +280,7 @@ void SparseFfn::compute_chunk(size_t layer, List& chosen, size_t begin, size_t e
       if (!file_.gate_bias.empty())
         for (size_t i = 0; i < n; ++i) gate[t][i] += file_.gate_bias[layer][list[begin + i].index];
       k_.activate(desc_.act_gate, desc_.gate_threshold, n, gate[t]);
+      model::drop_below(floor.gate, n, gate[t]);
     }
     for (size_t i = 0; i < n; ++i) {
       bool any = false;
@@ -297,7 +300,11 @@ void SparseFfn::compute_chunk(size_t layer, List& chosen, size_t begin, size_t e
     else
       k_.activate(desc_.act_gate, desc_.gate_threshold, live, up);
     float* out = chosen.products.data() + t * list.size() + begin;
-    for (size_t i = 0; i < live; ++i) out[at[i]] = desc_.gated ? gate[t][at[i]] * up[i] : up[i];
+    for (size_t i = 0; i < live; ++i) {
+      const float product = desc_.gated ? gate[t][at[i]] * up[i] : up[i];
+      const float least = floor.product.empty() ? 0.0f : floor.product[list[begin + at[i]].index];
+      out[at[i]] = std::fabs(product) < least ? 0.0f : product;
+    }
   }
 }
 

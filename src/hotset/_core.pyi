@@ -225,6 +225,15 @@ class Engine:
         """Makes the running step, if any, raise KeyboardInterrupt before its next layer. From any thread."""
 
     def set_threads(self, threads: int) -> None: ...
+    def set_ffn_floor(
+        self, layer: int, *, input: float = 0.0, gate: float = 0.0, product: NDArray[np.float32] | None = None
+    ) -> None:
+        """From the next step on, smaller magnitudes count as 0 in a layer's FFN; 0 and None: nothing does.
+
+        input: of the FFN's inputs; gate: of activated gates; product: [ffn], of what goes into down, by neuron (of a
+        packed model in store order).
+        """
+
     def warm(self) -> None:
         """Touches all weights (mmap) so that the first token does not wait for the drive."""
 

@@ -14,6 +14,7 @@ from hotset.errors import ModelError, UsageError
 from hotset.formats.files import read_at
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import read_predictors
+from hotset.formats.sparsity import ffn_floors, read_sparsity
 from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
 from hotset.models import Model, TensorSpec, least_gate
 from hotset.planner.plan_file import Plan
@@ -108,7 +109,7 @@ def load_core(
     ]
     files = WEIGHT_FILES[:1] if sparse else WEIGHT_FILES  # neurons have checksums of their own
     sums = [(str(store.path / name), store.files[name]) for name in files]
-    return _core.Engine(
+    core = _core.Engine(
         model.config.to_native(),
         tensors,
         checksums=[_core.FileChecksums(path, BLOCK_BYTES, s.bytes, s.crc32c) for path, s in sums if s.crc32c],
@@ -121,6 +122,10 @@ def load_core(
         neurons=_neuron_file(store, model) if sparse else None,
         sparse=sparse,
     )
+    if (sparsity := read_sparsity(store)) is not None:
+        for layer, floor in enumerate(ffn_floors(store, sparsity, len(model.config.layers), model.config.ffn)):
+            core.set_ffn_floor(layer, **floor)
+    return core
 
 
 def tensor_ref(role: str, layer: int, entry: StoreEntry) -> _core.TensorRef:

@@ -24,6 +24,7 @@ from hotset.cli import (
     profile,
     pull,
     run,
+    threshold,
     train_predictor,
 )
 from hotset.cli.text import note
@@ -68,6 +69,7 @@ COMMANDS = (
     convert.convert,
     pack.pack,
     pull.pull,
+    threshold.threshold,
     profile.profile,
     probe.probe,
     train_predictor.train_predictor,

@@ -26,6 +26,14 @@ def parse_logit_bias(items: list[str]) -> dict[int, float]:
     return bias
 
 
+def parse_share(text: str, flag: str) -> float:
+    """'0.5%' or '0.005' -> 0.005. Raises UsageError."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{flag} {text[:40]!r}: want a share, such as 0.5% or 0.005") from None
+
+
 def numbers(text: str, flag: str) -> list[int]:
     """'1,2,4' -> [1, 2, 4]; zeros are dropped. Raises UsageError."""
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hotset.cli.options import JsonFlag, ModelArgument
+from hotset.cli.options import JsonFlag, ModelArgument, parse_share
 from hotset.cli.progress import progress_bar
 from hotset.cli.text import note, print_json
 from hotset.errors import UsageError
@@ -34,7 +34,7 @@ def train_predictor(
     from hotset.tools.train_predictor import TrainOptions
     from hotset.tools.train_predictor import train_predictor as tool
 
-    options = TrainOptions(tokens, parse_rank(rank), parse_share(loss), measure, threads)
+    options = TrainOptions(tokens, parse_rank(rank), parse_share(loss, "--loss"), measure, threads)
     with progress_bar(not json) as progress:
         report = tool(resolve_model(model), text, options, progress)
     for line in report.notes:
@@ -52,11 +52,3 @@ def parse_rank(text: str) -> int | None:
     if not text.isdecimal():
         raise UsageError(f"--rank {text[:40]!r}: want auto or a whole number, such as 256")
     return int(text)
-
-
-def parse_share(text: str) -> float:
-    """'0.5%' or '0.005' -> 0.005. Raises UsageError."""
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise UsageError(f"--loss {text[:40]!r}: want a share, such as 0.5% or 0.005") from None

@@ -23,6 +23,7 @@ class Forward:
 
     weights: matrices [rows, cols] and vectors [n] as Hugging Face stores them.
     arithmetic: how results are rounded; kv: how keys and values are kept.
+    floors: by layer, magnitudes below which values in the FFN count as 0: input, gate, product (see _core.Engine).
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Forward:
         *,
         arithmetic: Arithmetic | None = None,
         kv: KvKind = "exact",
+        floors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.config = config
         self.arithmetic = arithmetic or Arithmetic()
         self.kv = kv
+        self.floors = floors
         self.weights = {key: np.asarray(value, dtype=np.float64) for key, value in weights.items()}
         for key in self.weights:
             if key[0].endswith("_norm"):
@@ -94,14 +97,15 @@ class Forward:
 
     def _ffn(self, x: Array, layer: int) -> Array:
         c = self.config
-        y = self._norm(x, "ffn_norm", layer)
+        floor = self.floors[layer] if self.floors else {}
+        y = ops.drop_below(self._norm(x, "ffn_norm", layer), floor.get("input", 0))
         up = self._linear(y, "up", layer)
         if c.gated:
             gate = ops.activate(c.act_gate, self._linear(y, "gate", layer), c.gate_threshold)
-            hidden = gate * ops.activate(c.act_up, up, c.up_threshold)
+            hidden = ops.drop_below(gate, floor.get("gate", 0)) * ops.activate(c.act_up, up, c.up_threshold)
         else:
             hidden = ops.activate(c.act_gate, up, c.gate_threshold)
-        return self._linear(self._rounded(hidden), "down", layer)
+        return self._linear(self._rounded(ops.drop_below(hidden, floor.get("product", 0))), "down", layer)
 
     def _head(self, x: Array) -> Array:
         c = self.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,11 @@ def activate(name: Activation, x: Array, threshold: float = 0.0) -> Array:
         return np.where(x > threshold, x, 0.0)
     positive = np.maximum(x, 0.0)
     return positive if name == "relu" else positive * positive
+
+
+def drop_below(x: Array, floor: Any) -> Array:
+    """x, but 0 where its magnitude is below the floor: one for all, or one for each of the last axis."""
+    return np.where(np.abs(x) < floor, 0.0, x)
 
 
 def sigmoid(x: Array) -> Array:

@@ -99,7 +99,7 @@ def pack(
         seconds=time.monotonic() - start,
         resumed_layers=resumed,
         unchanged=unchanged,
-        notes=_advice(plan.model, matrices),
+        notes=_advice(plan.model, matrices, "sparsity" in plan.source.info),
     )
 
 
@@ -190,11 +190,11 @@ def _files(plan: PackPlan) -> dict[str, bytes]:
     return {CONFIG: config, **{path.name: read_whole(path) for path in paths}}
 
 
-def _advice(model: Model, matrices: set[str]) -> tuple[str, ...]:
+def _advice(model: Model, matrices: set[str], sparse: bool) -> tuple[str, ...]:
     """What the user should know about the result."""
     notes = []
     if low := " and ".join(sorted({"q4_0", "q4_1"} & matrices)):
         notes.append(f"the store's FFN is {low}, so packing rounds down twice; `convert --quant ffn=q8_0` loses less")
-    if (act := model.config.act_gate) not in ZERO_BELOW:
+    if (act := model.config.act_gate) not in ZERO_BELOW and not sparse:
         notes.append(f"this FFN's {act} is never exactly 0, so leaving neurons out changes the result")
     return tuple(notes)
