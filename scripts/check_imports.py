@@ -32,7 +32,8 @@ PYTHON_ROOMS = {
     # The one arrow upwards: a name must become a store before it can be run. Measurements among the tools drive `llm`.
     "llm": f"{_LOW} params models formats planner tokenizer engine loader tools",
     "tools": f"{_LOW} params models formats tokenizer planner llm engine loader",
-    "cli": f"{_LOW} __init__ params models formats tokenizer planner tools engine llm",
+    "train": f"{_BASE} models formats tokenizer",  # PyTorch lives in this room alone
+    "cli": f"{_LOW} __init__ params models formats tokenizer planner tools train engine llm",
     "server": f"{_LOW} __init__ params models formats tokenizer tools engine llm",
     "__init__": f"{_LOW} params tokenizer llm engine",
     "__main__": "cli",

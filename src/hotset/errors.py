@@ -8,7 +8,8 @@ HotsetError                1   anything below
 ├── MemoryBudgetError      6   does not fit in the memory granted
 ├── InputError             7   text that cannot be run: empty, too long, not UTF-8
 ├── DownloadError          8   hub or network
-└── HostError              9   this machine lacks what was asked for
+├── HostError              9   this machine lacks what was asked for
+└── TrainingError         10   training that cannot go on: the loss is no number
 (KeyboardInterrupt       130   Ctrl-C)
 """
 
@@ -49,3 +50,7 @@ class DownloadError(HotsetError):
 
 class HostError(HotsetError):
     exit_code = 9
+
+
+class TrainingError(HotsetError):
+    exit_code = 10

@@ -24,6 +24,7 @@ from hotset.cli import (
     profile,
     pull,
     run,
+    sparsify,
     threshold,
     train_predictor,
 )
@@ -73,6 +74,7 @@ COMMANDS = (
     profile.profile,
     probe.probe,
     train_predictor.train_predictor,
+    sparsify.sparsify,
     plan.plan,
     inspect.inspect,
     bench.bench,

@@ -89,6 +89,13 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError):
             raise _explain(text) from None
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without BOS or EOS; texts are shared out to all cores. Raises as `encode`."""
+        try:
+            return [list(found.ids) for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except (TypeError, UnicodeEncodeError):
+            return [self.encode(text, add_special=False) for text in texts]  # raises at the one to blame
+
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Raises InputError for an id that has no token."""
         parts = [self._checked_bytes(i) for i in ids if not (skip_special and self.is_special(i))]

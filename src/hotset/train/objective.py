@@ -1,0 +1,57 @@
+"""What is minimized: next token, distance to the original's distribution, size of the neurons' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hotset.train.ffn import SparseFfn
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Means over the tokens of a pass, each []; `total` has the graph."""
+
+    total: Tensor
+    next_token: Tensor
+    distance: Tensor  # KL(original || model), 0 without distillation
+    size: Tensor  # of the neurons' outputs, mean over layers
+
+
+class Objective:
+    """(1 - distill) * cross entropy + distill * KL(original || model) + l1 * mean |neuron|."""
+
+    def __init__(self, model: Any, ffns: Sequence[SparseFfn], teacher: Any | None, distill: float) -> None:
+        self.model, self.ffns, self.teacher, self.distill = model, ffns, teacher, distill
+
+    def __call__(self, windows: Tensor, l1: float) -> Loss:
+        """windows: [sequences, length + 1]."""
+        for ffn in self.ffns:
+            ffn.wants_size = l1 > 0
+        inputs, wanted = windows[:, :-1], windows[:, 1:].reshape(-1)
+        logits = self.model(input_ids=inputs, use_cache=False).logits.float().flatten(0, 1)  # [tokens, vocab]
+        next_token = functional.cross_entropy(logits, wanted)
+        distance = size = torch.zeros((), device=logits.device)
+        if self.teacher is not None:
+            distance = self._distance(inputs, logits)
+        if l1 > 0:
+            size = torch.stack([ffn.size for ffn in self.ffns if ffn.size is not None]).mean()
+        total = (1 - self.distill) * next_token + self.distill * distance + l1 * size
+        return Loss(total, next_token.detach(), distance.detach(), size.detach())
+
+    def next_token(self, windows: Tensor) -> Tensor:
+        """Mean cross entropy of windows [sequences, length + 1], []."""
+        logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits.float().flatten(0, 1)
+        return functional.cross_entropy(logits, windows[:, 1:].reshape(-1))
+
+    def _distance(self, inputs: Tensor, logits: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            right = self.teacher(input_ids=inputs, use_cache=False).logits.float().flatten(0, 1)
+        pairs = (functional.log_softmax(logits, -1), functional.log_softmax(right, -1))
+        return functional.kl_div(*pairs, log_target=True, reduction="batchmean")

@@ -1,0 +1,177 @@
+"""Makes a model sparse by training it on with another activation, as TurboSparse does (arXiv:2406.05955)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotset.errors import InputError, UsageError
+from hotset.formats.files import Json
+from hotset.formats.progress import Progress, silent
+from hotset.train import parallel
+from hotset.train.checkpoint import WHOLE, Checkpoints
+from hotset.train.ffn import swap_ffns
+from hotset.train.mixture import Mixture, make_source
+from hotset.train.model import load_model, read_config, sparse_config, write_model
+from hotset.train.objective import Objective
+from hotset.train.optimizers import make_optimizers
+from hotset.train.report import Measured, Reporter, Say
+from hotset.train.settings import Running, Settings
+from hotset.train.tokens import Encoder, token_file
+from hotset.train.trainer import Parts, Trainer
+
+_SAVED = {"bf16": torch.bfloat16, "f32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class SparsifyReport:
+    """What a run ended with; `found` is None if it was stopped before its last step."""
+
+    dest: Path
+    step: int
+    seconds: float
+    found: Measured | None
+    epochs: dict[str, float]  # of each source
+
+
+def sparsify(
+    settings: Settings, running: Running, dest: Path, say: Say = print, progress: Progress = silent
+) -> SparsifyReport:
+    """Trains, or goes on training, and writes the model into `dest` as a Hugging Face folder.
+
+    dest also keeps tokens/, checkpoints/, log.jsonl, tensorboard/ and, at the end, sparsify.json. SIGINT and SIGTERM
+    end the run after the step under way; the same call goes on from there.
+    Raises: UsageError, ModelError, InputError, StorageError, MemoryBudgetError, TrainingError, HostError.
+    """
+    settings.check()
+    running.check()
+    if running.threads:
+        torch.set_num_threads(running.threads)
+    source = Path(settings.model)
+    config = read_config(source)
+    changed = sparse_config(config, settings)
+    world = parallel.join(running.device)
+    try:
+        if settings.batch % world.ranks:
+            raise UsageError(f"--batch is {settings.batch}; want a multiple of the {world.ranks} processes")
+        mixture, data = _read_data(settings, source, config, dest, progress)
+        parts = _build(settings, running, world, source, mixture, data)
+        trainer = Trainer(settings, running, world, parts, Checkpoints(dest / "checkpoints", world))
+        return _train(trainer, source, changed, dest, say)
+    finally:
+        parallel.leave()
+
+
+def _read_data(s: Settings, source: Path, config: Json, dest: Path, progress: Progress) -> tuple[Mixture, list[str]]:
+    encoder = Encoder.load(source, int(config["vocab_size"]))
+    files = [token_file(d.path, encoder, dest / "tokens", progress) for d in s.data]
+    sources = [
+        make_source(str(d.path), f.ids, s.sequence, s.held_out, (s.seed, i))
+        for i, (d, f) in enumerate(zip(s.data, files, strict=True))
+    ]
+    mixture = Mixture(sources, [d.weight for d in s.data])
+    if (windows := sum(each.windows for each in sources)) < s.batch:
+        raise InputError(
+            f"the text makes {windows} sequences of {s.sequence} tokens, less than one batch of {s.batch}; "
+            "give more text, a shorter --sequence or a smaller --batch"
+        )
+    return mixture, [f.fingerprint for f in files]
+
+
+def _build(
+    s: Settings, running: Running, world: parallel.World, source: Path, mixture: Mixture, data: list[str]
+) -> Parts:
+    model = load_model(source, from_scratch=s.from_scratch, seed=s.seed)
+    teacher = None
+    if s.distill:
+        teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
+        parallel.shard(teacher, world)
+    ffns = swap_ffns(model, s)
+    model.train()
+    if running.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    parallel.shard(model, world)
+    objective = Objective(model, ffns, teacher, s.distill)
+    return Parts(model, ffns, objective, make_optimizers(model, s, world.ranks), mixture, data)
+
+
+def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -> SparsifyReport:
+    world, mixture = trainer.world, trainer.parts.mixture
+    if trainer.running.restart:
+        trainer.checkpoints.clear()
+    trainer.resume()
+    board = trainer.running.tensorboard
+    reporter = Reporter(dest, say, first=world.first, tensorboard=board, start=trainer.step)
+    with reporter, _stop_flag() as stop:
+        if trainer.step:
+            reporter.say(f"going on after step {trainer.step}")
+        finished = trainer.run(reporter, stop.is_set)
+        found = trainer.measure() if finished else None
+        if found is not None:
+            reporter.measured(trainer.step, found)
+    epochs = dict(zip((each.name for each in mixture.sources), mixture.epochs, strict=True))
+    report = SparsifyReport(dest, trainer.step, trainer.seconds, found, epochs)
+    if found is not None:
+        _write(trainer, report, source, config)
+    return report
+
+
+def _write(trainer: Trainer, report: SparsifyReport, source: Path, config: Json) -> None:
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    s, model = trainer.s, trainer.parts.model
+    state = get_model_state_dict(model, options=WHOLE)
+    if trainer.world.first:
+        write_model(model, state, config, source, report.dest, _SAVED[s.dtype])
+        record = {"settings": s.as_json(), "as_measured": as_json(report), "parameters": _parameters(state)}
+        (report.dest / "sparsify.json").write_text(json.dumps(record, indent=2) + "\n")
+    trainer.world.wait()
+
+
+def _parameters(state: dict[str, Any]) -> int:
+    """Tied ones once."""
+    return sum({tensor.data_ptr(): tensor.numel() for tensor in state.values()}.values())
+
+
+def as_json(report: SparsifyReport) -> Json:
+    found = report.found
+    measured: Json = {}
+    if found is not None:
+        measured = {
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "zeros": sum(found.zeros) / len(found.zeros),
+            "zeros_per_layer": list(found.zeros),
+            "held_out_tokens": found.tokens,
+        }
+    return {"step": report.step, "seconds": report.seconds, "epochs": report.epochs} | measured
+
+
+@contextmanager
+def _stop_flag() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; the second one ends the process at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        flag.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,212 @@
+"""The loop: batches in, steps of the optimizer, figures and checkpoints out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotset.errors import MemoryBudgetError, TrainingError, UsageError
+from hotset.train.checkpoint import Checkpoints, Place
+from hotset.train.ffn import SparseFfn
+from hotset.train.mixture import Mixture, Windows
+from hotset.train.objective import Objective
+from hotset.train.optimizers import set_rate
+from hotset.train.parallel import World, sync_gradients
+from hotset.train.report import Measured, Now, Reporter
+from hotset.train.schedule import l1_weight, learning_rate, swap_share
+from hotset.train.settings import Running, Settings
+
+_MEASURED = 64  # held-out windows of each source
+_NO_MEMORY = ("can't allocate memory", "out of memory")  # what PyTorch's allocators say in a RuntimeError
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a loop works on."""
+
+    model: Any
+    ffns: list[SparseFfn]
+    objective: Objective
+    optimizers: list[Any]
+    mixture: Mixture
+    data: list[str]  # fingerprints of the sources' tokens
+
+
+@dataclass(slots=True)
+class Figures:
+    """Of one step, means over its tokens."""
+
+    losses: Tensor  # [3]: next token, distance, size
+    gradient: Tensor  # [], norm before clipping
+
+
+class Trainer:
+    """One run, from its first step or from its newest checkpoint to its last step."""
+
+    def __init__(
+        self, settings: Settings, running: Running, world: World, parts: Parts, checkpoints: Checkpoints
+    ) -> None:
+        self.s, self.running, self.world, self.parts = settings, running, world, parts
+        self.checkpoints = checkpoints
+        self.step = 0  # steps done
+        self.seconds = 0.0  # spent on them
+
+    def resume(self) -> None:
+        """Goes to the newest checkpoint, if there is one.
+
+        Raises: UsageError if it was made under other settings or with other text; FormatError if it is broken.
+        """
+        p = self.parts
+        if (place := self.checkpoints.load(p.model, p.optimizers, self._compare)) is not None:
+            self.step, self.seconds = place.step, place.seconds
+            if len(place.drawn) == len(p.mixture.drawn):  # with other texts, each is begun anew
+                p.mixture.drawn[:] = place.drawn
+
+    def _compare(self, settings: dict[str, Any], data: list[str]) -> None:
+        changed = self.s.differences(settings)
+        if len(data) == len(self.parts.data) and data != self.parts.data:
+            changed.append("a text or the tokenizer was another")
+        if changed and not self.running.accept_changes:
+            raise UsageError(
+                f"{self.checkpoints.folder} holds a run under other settings: {'; '.join(changed)}. "
+                "Go on with the same, or with --accept-changes; or give another --output; or begin anew with --restart"
+            )
+
+    def run(self, reporter: Reporter, stop: Callable[[], bool]) -> bool:
+        """Trains to the last step, or until `stop` says so after a step; the state is saved. True: it is the last.
+
+        Raises: TrainingError (the loss is no number), MemoryBudgetError, StorageError.
+        """
+        seen: list[Tensor] = []
+        before = saved = time.monotonic()
+        logged = self.seconds
+        while self.step < self.s.steps:
+            logs = (self.step + 1) % self.running.log_every == 0 or self.step + 1 == self.s.steps
+            figures = self.train_step(count=logs)
+            seen.append(figures.losses)
+            now = time.monotonic()
+            self.seconds, before = self.seconds + now - before, now
+            if logs:
+                reporter.step(self._now(figures, seen, self.seconds - logged))
+                seen, logged = [], self.seconds
+            if self.step % self.running.measure_every == 0 and self.step < self.s.steps:
+                reporter.measured(self.step, self.measure())
+            stopped = self.world.any(stop())
+            if stopped or self.world.any(now - saved > self.running.checkpoint_every):
+                self.save()
+                saved = now
+            before = time.monotonic()
+            if stopped:
+                return self.step == self.s.steps
+        self.save()
+        return True
+
+    def save(self) -> None:
+        place = Place(self.step, self.parts.mixture.drawn.tolist(), self.seconds)
+        self.checkpoints.save(place, self.s, self.parts.data, self.parts.model, self.parts.optimizers)
+
+    def train_step(self, *, count: bool) -> Figures:
+        """One step of the optimizer; `count`: zeros are counted on the way."""
+        self._enter(self.step, count)
+        batch = self.parts.mixture.batch(self.s.batch, self.world.rank, self.world.ranks)
+        with _memory(self.running, self.s):
+            losses = self._backward(batch)
+            gradient = self._norm()
+            self._require_number(losses[0], gradient)
+            for optimizer in self.parts.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return Figures(losses, gradient)
+
+    def _enter(self, step: int, count: bool) -> None:
+        for ffn in self.parts.ffns:
+            ffn.swap, ffn.wants_zeros = swap_share(step, self.s), count
+        set_rate(self.parts.optimizers, learning_rate(step, self.s))
+
+    def _backward(self, batch: Windows) -> Tensor:
+        """Adds up the gradients of a batch [sequences, length + 1]; returns its mean losses [3] over all processes."""
+        passes = torch.from_numpy(batch).split(self.running.micro_batch)
+        sums = torch.zeros(3, device=self.world.device)
+        for number, windows in enumerate(passes, 1):
+            sync_gradients(self.parts.model, self.world, number == len(passes))
+            share = len(windows) / len(batch)
+            with self._precision():
+                loss = self.parts.objective(windows.to(self.world.device), l1_weight(self.step, self.s))
+            (loss.total * share).backward()
+            sums += share * torch.stack([loss.next_token, loss.distance, loss.size])
+        return self.world.mean(sums)
+
+    def _norm(self) -> Tensor:
+        norm = torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), self.s.clip or float("inf"))
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _require_number(self, loss: Tensor, gradient: Tensor) -> None:
+        if bool(torch.isfinite(loss + gradient)):
+            return
+        kept = [path.name for path in self.checkpoints.paths()]
+        raise TrainingError(
+            f"step {self.step + 1}: the loss is {loss.item():.4g} and the norm of its gradient {gradient.item():.4g}; "
+            f"the weights before this step are in {kept[-1] if kept else 'no checkpoint yet'}. "
+            f"Try a lower --lr (is {self.s.lr:g}), more --warmup (is {self.s.warmup}) or --dtype f32"
+        )
+
+    def measure(self) -> Measured:
+        """Loss and zeros on held-out text, the same windows in every process. Sources count alike by their windows."""
+        for ffn in self.parts.ffns:
+            ffn.wants_zeros, ffn.wants_size = True, False
+        sums = torch.zeros(1 + len(self.parts.ffns), device=self.world.device)
+        count = 0
+        with torch.no_grad(), self._precision(), _memory(self.running, self.s):
+            for source in self.parts.mixture.sources:
+                for windows in torch.from_numpy(source.measured(_MEASURED)).split(self.running.micro_batch):
+                    loss = self.parts.objective.next_token(windows.to(self.world.device))
+                    sums += len(windows) * torch.stack([loss, *self._zeros()])
+                    count += len(windows)
+        loss, *zeros = (sums / count).tolist()
+        return Measured(loss, tuple(zeros), count * self.s.sequence)
+
+    def _zeros(self) -> list[Tensor]:
+        return [ffn.zeros for ffn in self.parts.ffns if ffn.zeros is not None]
+
+    def _now(self, figures: Figures, seen: list[Tensor], seconds: float) -> Now:
+        loss, distance, size = torch.stack(seen).mean(0).tolist()
+        tokens = self.s.batch * self.s.sequence
+        return Now(
+            step=self.step,
+            steps=self.s.steps,
+            tokens=self.step * tokens,
+            loss=loss,
+            distance=distance,
+            size=size,
+            zeros=tuple(self.world.mean(torch.stack(self._zeros())).tolist()),
+            swap=swap_share(self.step - 1, self.s),
+            rate=learning_rate(self.step - 1, self.s),
+            gradient=figures.gradient.item(),
+            tokens_per_s=len(seen) * tokens / max(seconds, 1e-9),
+            seconds_left=(self.s.steps - self.step) * seconds / len(seen),
+        )
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.s.dtype == "bf16")
+
+
+@contextmanager
+def _memory(running: Running, s: Settings) -> Iterator[None]:
+    """Turns an allocation that failed into an error that says what takes less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_MEMORY):
+            raise
+        more = "" if running.recompute else ", --recompute"
+        raise MemoryBudgetError(
+            f"out of memory in a pass of {running.micro_batch} sequences of {s.sequence} tokens; "
+            f"try --micro-batch {max(running.micro_batch // 2, 1)}{more} or a shorter --sequence"
+        ) from None

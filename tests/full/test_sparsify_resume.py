@@ -1,0 +1,76 @@
+"""Runs that end too early and go on: by signals, by a killed process, and in several processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sparsify_runs import command, corpus, losses, start
+
+pytestmark = pytest.mark.full
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return corpus(tmp_path_factory.mktemp("text"))
+
+
+def final(output: Path) -> dict[str, float]:
+    return json.loads((output / "sparsify.json").read_text())["as_measured"]
+
+
+@pytest.mark.timeout(3000)
+def test_twenty_interruptions_do_not_change_the_result(text: Path, tmp_path: Path) -> None:
+    """SIGINT, SIGTERM and SIGKILL at random moments, be it in start-up, in a step or while a checkpoint is written."""
+    flags = {"steps": 400, "optimizer": "muon", "l1": 0.05, "swap_steps": 100, "measure_every": 1000}
+    whole = start(command(tmp_path / "whole", text, **flags))
+    assert whole.wait() == 0, whole.stderr.read()
+    broken = command(tmp_path / "broken", text, checkpoint_every=0.05, **flags)
+    random = np.random.default_rng(5)
+    interrupted = 0
+    while interrupted < 20:
+        at = int((interrupted + 1) * 19)  # spreads them over the run
+        number = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL][interrupted % 3]
+        process = start(broken)
+        while process.poll() is None and reached(tmp_path / "broken") < at:
+            time.sleep(0.01)
+        time.sleep(float(random.uniform(0, 0.1)))
+        assert process.poll() is None, process.stderr.read()
+        process.send_signal(number)
+        code = process.wait()
+        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), process.stderr.read()
+        interrupted += 1
+    last = start(broken)
+    assert last.wait() == 0, last.stderr.read()
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert final(tmp_path / "broken")["loss"] == final(tmp_path / "whole")["loss"]
+    assert final(tmp_path / "broken")["zeros_per_layer"] == final(tmp_path / "whole")["zeros_per_layer"]
+
+
+def reached(output: Path) -> int:
+    """Steps in the newest checkpoint."""
+    return max((int(path.stem[5:]) for path in (output / "checkpoints").glob("step-*.pt")), default=0)
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_give_the_loss_of_one(text: Path, tmp_path: Path) -> None:
+    """FSDP2 over gloo on the CPU; the state of two is also resumed by one."""
+    flags = {"l1": 0.1, "l1_steps": 1, "distill": 0.3, "micro_batch": 1}
+    one = start(command(tmp_path / "one", text, steps=8, **flags))
+    assert one.wait() == 0, one.stderr.read()
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    two = start(command(tmp_path / "two", text, steps=8, **flags), *torchrun)
+    err = two.communicate()[1]
+    assert two.returncode == 0, err
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert final(tmp_path / "two")["loss"] == pytest.approx(final(tmp_path / "one")["loss"], rel=1e-4)
+    for name in ("one", "two"):
+        more = start(command(tmp_path / name, text, "--accept-changes", steps=11, **flags))
+        assert more.wait() == 0, more.stderr.read()
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
