@@ -1,11 +1,13 @@
 """A small twin of the native core for tests of the scheduler: same pages, and logits from a hash of all tokens.
 
-Any token that is lost, doubled or out of order changes every later logit; any page used beyond the capacity raises.
+Any token that is lost, doubled or out of order changes every later logit; any page used beyond the capacity raises, and
+so does an exact step upon what a draft left behind.
 """
 
 from __future__ import annotations
 
 import hashlib
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,12 +33,15 @@ def log_softmax(x: NDArray[np.float32]) -> NDArray[np.float64]:
 @dataclass
 class _Held:
     tokens: list[int] = field(default_factory=list)
+    drafted: int = 0  # of them, at the end, by drafts
     pages: list[int] = field(default_factory=list)
 
 
 class CoreTwin:
-    def __init__(self, pages: int, max_step_tokens: int) -> None:
-        self.max_step_tokens, self.steps = max_step_tokens, 0
+    def __init__(self, pages: int, max_step_tokens: int, draft_error: float = 0.0) -> None:
+        """draft_error: how often a draft's logits are somebody else's."""
+        self.max_step_tokens, self.steps, self.drafts = max_step_tokens, 0, 0
+        self._draft_error = draft_error
         self._free = list(range(pages))
         self._uses = [0] * pages
         self._held: dict[int, _Held] = {}
@@ -51,7 +56,7 @@ class CoreTwin:
 
     def sequence_fork(self, seq: int) -> int:
         new, held = self.sequence_new(), self._held[seq]
-        self._held[new] = _Held(list(held.tokens), list(held.pages))
+        self._held[new] = _Held(list(held.tokens), held.drafted, list(held.pages))
         for page in held.pages:
             self._uses[page] += 1
         return new
@@ -64,6 +69,7 @@ class CoreTwin:
         assert tokens <= len(held.tokens)
         keep = -(-tokens // PAGE)
         self._drop(held.pages[keep:])
+        held.drafted = max(0, held.drafted - (len(held.tokens) - tokens))
         held.tokens, held.pages = held.tokens[:tokens], held.pages[:keep]
 
     def sequence_length(self, seq: int) -> int:
@@ -79,25 +85,33 @@ class CoreTwin:
         tokens: NDArray[np.int32],
         want: NDArray[np.uint8],
         rope_lengths: NDArray[np.int64] | None = None,
+        draft: bool = False,
     ) -> int:
         assert len(seqs) == len(set(seqs.tolist())) == len(counts) == len(want) > 0
         assert 0 < len(tokens) == counts.sum() <= self.max_step_tokens and counts.min() > 0
         self.steps += 1
+        self.drafts += draft
         if self.steps == self.interrupt_at:
             raise KeyboardInterrupt
         rows, at = [], 0
         for seq, count, wanted in zip(seqs.tolist(), counts.tolist(), want.tolist(), strict=True):
             held = self._held[seq]
             self._reserve(held, count)
+            assert draft or not held.drafted, "an exact step upon drafts"
+            held.drafted += count if draft else 0
             for token in tokens[at : at + count].tolist():
                 held.tokens.append(token)
                 if wanted == 2:
-                    rows.append(logits_after(held.tokens))
+                    rows.append(self._logits_after(held.tokens, draft))
             if wanted == 1:
-                rows.append(logits_after(held.tokens))
+                rows.append(self._logits_after(held.tokens, draft))
             at += count
         self._logits = np.array(rows, np.float32).reshape(-1, VOCAB)
         return len(rows)
+
+    def _logits_after(self, tokens: list[int], draft: bool) -> NDArray[np.float32]:
+        wrong = draft and np.random.default_rng(tokens).random() < self._draft_error
+        return logits_after([*tokens, VOCAB] if wrong else tokens)
 
     def logits(self) -> NDArray[np.float32]:
         return self._logits
@@ -142,6 +156,11 @@ class _Random:
 
     def __call__(self, row: int) -> tuple[int, float]:
         return choose(self._core.logits()[row], self._temperature, self._rng)
+
+    def fork(self) -> Draw:
+        copy = _Random(self._core, self._temperature, 0)
+        copy._rng = deepcopy(self._rng)
+        return copy
 
 
 def choose(row: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> tuple[int, float]:

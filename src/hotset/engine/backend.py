@@ -29,6 +29,7 @@ class Core(Protocol):
         tokens: NDArray[np.int32],
         want: NDArray[np.uint8],
         rope_lengths: NDArray[np.int64] | None = None,
+        draft: bool = False,
     ) -> int: ...
     def logits(self) -> NDArray[np.float32]: ...
     def token_logprobs(self, targets: NDArray[np.int32]) -> NDArray[np.float32]: ...
@@ -39,6 +40,8 @@ class Draw(Protocol):
     """Draws the next token of one sequence from a row of the core's last logits; returns (token, log probability)."""
 
     def __call__(self, row: int) -> tuple[int, float]: ...
+    def fork(self) -> Draw:
+        """Draws what this one would draw, and does not change it."""
 
 
 class Decoder(Protocol):

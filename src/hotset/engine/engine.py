@@ -13,9 +13,13 @@ from hotset.engine.output import Chunk, TokenLogprob
 from hotset.engine.prefix_cache import PrefixCache
 from hotset.engine.scheduler import Scheduler, Slice
 from hotset.engine.sequence import Request, Sequence
+from hotset.engine.speculate import Speculator
 from hotset.engine.stops import StopMatcher
 from hotset.errors import InputError, MemoryBudgetError
 from hotset.params import SamplingParams, sample_seed
+
+# Logits of one step, in bytes: float32 rows of the whole vocabulary add up fast.
+_MOST_LOGIT_BYTES = 32 << 20
 
 
 class Engine:
@@ -24,7 +28,8 @@ class Engine:
     core: the native engine. context: most tokens of a sequence, prompt and output; its KV cache must hold that many.
     draw_factory: makes the sampler of a sequence. make_decoder: tokens to text. token_text: of one token.
     reuse: whether finished sequences are kept for prompts that begin alike. watch: called before every step.
-    after_step: called when its tokens are drawn.
+    after_step: called when its tokens are drawn, and after each draft.
+    drafts: whether the core has a fast path for drafts, so that they pay; changes no token.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Engine:
         reuse: bool = True,
         watch: Callable[[], None] = lambda: None,
         after_step: Callable[[], None] | None = None,
+        drafts: bool = False,
     ) -> None:
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
@@ -47,6 +53,7 @@ class Engine:
         self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
         self.lock = FairLock()
         self._watch, self._after_step = watch, after_step
+        self.speculator = Speculator(core, context, self.most_logit_rows, after_step) if drafts else None
         self._requests = 0
 
     def submit(
@@ -119,8 +126,10 @@ class Engine:
             return
         self._watch()
         try:
+            if self.speculator is not None:
+                slices = self.speculator.extend(slices)
             self._compute(slices)
-            self._draw_all([s.sequence for s in slices if s.sequence.pending == 0])
+            self._draw_all([s for s in slices if s.sequence.pending == 0])
             if self._after_step is not None:
                 self._after_step()
         except BaseException:
@@ -136,28 +145,54 @@ class Engine:
 
     def _compute(self, slices: list[Slice]) -> None:
         sequences = [s.sequence for s in slices]
-        tokens = [t for s in slices for t in s.sequence.tokens[s.sequence.computed : s.sequence.computed + s.count]]
+        tokens = [t for s in slices for t in (*_due(s), *s.draft)]
+        started = time.perf_counter()
         self.core.step(
             np.array([s.handle for s in sequences], np.int32),
-            np.array([s.count for s in slices], np.int32),
+            np.array([s.count + len(s.draft) for s in slices], np.int32),
             np.array(tokens, np.int32),
-            np.array([s.wants_logits for s in slices], np.uint8),
+            np.array([2 if s.draft else s.wants_logits for s in slices], np.uint8),
             np.array([len(s.tokens) for s in sequences], np.int64),
         )
+        if self.speculator is not None:
+            self.speculator.verified(slices, time.perf_counter() - started)
         for s in slices:
             s.sequence.computed += s.count
             s.sequence.shares_page = False
 
-    def _draw_all(self, sequences: list[Sequence]) -> None:
-        """Draws for each row of logits; at the end of a prompt, for all its samples from the same row."""
-        for row, leader in enumerate(sequences):
+    def _draw_all(self, slices: list[Slice]) -> None:
+        """Draws from all rows of logits; at the end of a prompt, for all its samples from the same row."""
+        row = 0
+        for part in slices:
+            leader = part.sequence
             siblings = [] if leader.chunks or leader.index else self._fork_siblings(leader)
-            for sequence in (leader, *siblings):
-                try:
-                    self._draw_one(sequence, row)
-                except Exception as error:  # of this request alone, e.g. NaN logits
-                    self._fail(sequence.request, error)
-                    break
+            try:
+                if leader.chunks:
+                    self._draw_drafted(part, row)
+                else:
+                    for sequence in (leader, *siblings):
+                        self._draw_one(sequence, row)
+            except Exception as error:  # of this request alone, e.g. NaN logits
+                self._fail(leader.request, error)
+            row += 1 + len(part.draft)
+
+    def _draw_drafted(self, part: Slice, row: int) -> None:
+        """Draws after each token of a draft, as long as the draft said what would be drawn."""
+        sequence, request, held = part.sequence, part.sequence.request, 0
+        request.passes += 1
+        request.drafted += len(part.draft)
+        self._draw_one(sequence, row)
+        while held < len(part.draft) and sequence.tokens[-1] == part.draft[held]:
+            held += 1
+            if sequence.finish_reason is not None:
+                break
+            sequence.computed += 1
+            self._draw_one(sequence, row + held)
+        request.accepted += held
+        if self.speculator is not None and part.draft:
+            self.speculator.judged(part, held, min(held + (sequence.finish_reason is None), len(part.draft)))
+        if sequence.handle is not None:
+            self.core.sequence_truncate(sequence.handle, sequence.computed)
 
     def _fork_siblings(self, leader: Sequence) -> list[Sequence]:
         """Starts the other samples of a request where its prompt ends."""
@@ -204,6 +239,11 @@ class Engine:
             text += sequence.stops.push(sequence.decoder.flush())[0] + sequence.stops.flush()
         return text, None
 
+    @property
+    def most_logit_rows(self) -> int:
+        """Of one step: each row is as wide as the vocabulary."""
+        return min(self.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * self.vocab)))
+
     def _end(self, sequence: Sequence, *, keep: bool) -> None:
         if sequence in self._scheduler.active:
             self._scheduler.remove(sequence, keep=keep)
@@ -225,3 +265,9 @@ class Engine:
             length = min(self.core.sequence_length(sequence.handle), len(sequence.tokens) - 1)
             self.core.sequence_truncate(sequence.handle, length)
             sequence.computed = length
+
+
+def _due(part: Slice) -> list[int]:
+    """The tokens of a slice before its draft."""
+    start = part.sequence.computed
+    return part.sequence.tokens[start : start + part.count]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from hotset import _core
@@ -26,9 +28,21 @@ def draw_factory(core: _core.Engine) -> DrawFactory:
             logit_bias=dict(params.logit_bias),
         )
         sampler.accept_prompt(np.array(prompt, np.int32))
-        return lambda row: _sample(sampler, core, row)
+        return _NativeDraw(sampler, core)
 
     return make
+
+
+@dataclass(frozen=True, slots=True)
+class _NativeDraw:
+    sampler: _core.Sampler
+    core: _core.Engine
+
+    def __call__(self, row: int) -> tuple[int, float]:
+        return _sample(self.sampler, self.core, row)
+
+    def fork(self) -> _NativeDraw:
+        return _NativeDraw(self.sampler.fork(), self.core)
 
 
 def _sample(sampler: _core.Sampler, core: _core.Engine, row: int) -> tuple[int, float]:

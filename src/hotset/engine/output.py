@@ -54,12 +54,20 @@ class Stats:
     output_tokens: int  # of all samples
     ttft: float  # from request to first token
     total: float
+    passes: int = 0  # exact ones through the model that gave tokens after the first; with drafts, several each
+    drafted: int = 0  # tokens that a predictor proposed
+    accepted: int = 0  # of those, the ones that the exact computation gave too
     latencies: tuple[float, ...] = ()  # of each token of the first sample after its first
 
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens computed per second; 0 if none was measured."""
         return (self.prompt_tokens - self.cached_tokens) / self.ttft if self.ttft > 0 else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of drafted tokens that were right; 0 if none was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def decode_rate(self) -> float:

@@ -18,14 +18,21 @@ from hotset.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """`count` tokens of a sequence, from the first that is not computed."""
+    """`count` tokens of a sequence, from the first that is not computed, and a draft of what may follow them."""
 
     sequence: Sequence
     count: int
+    draft: tuple[int, ...] = ()  # only after the last token known
+    confidences: tuple[float, ...] = ()  # of the draft's tokens
 
     @property
     def wants_logits(self) -> bool:
         return self.count == self.sequence.pending
+
+    @property
+    def rows(self) -> int:
+        """Of logits: after the last token, and after each of the draft."""
+        return 1 + len(self.draft) if self.wants_logits else 0
 
 
 class Scheduler:
@@ -48,6 +55,7 @@ class Scheduler:
         """Takes a sequence out and frees its pages, or keeps them for prompts that begin alike."""
         self._active.remove(sequence)
         if sequence.handle is not None:
+            self._core.sequence_truncate(sequence.handle, sequence.computed)  # a draft may have gone further
             if keep and self._reuse:
                 self._cache.keep(sequence.handle, sequence.tokens[: sequence.computed])
             else:

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from hotset.engine.engine import Engine
 from hotset.errors import InputError, UsageError
 
-# Logits of one step, in bytes: float32 rows of the whole vocabulary add up fast.
-_MOST_LOGIT_BYTES = 32 << 20
 _WANT_NONE, _WANT_ALL = 0, 2
 
 
@@ -109,7 +107,7 @@ def _steps(engine: Engine, tokens: list[int], first: int) -> Iterator[tuple[int,
 
     Yields (start, count) of each step from `first` on; its logits are then the core's last.
     """
-    rows = max(16, min(engine.max_step_tokens, _MOST_LOGIT_BYTES // (4 * engine.vocab)))
+    rows = engine.most_logit_rows
     silent = [
         (at, min(engine.max_step_tokens, first - at), _WANT_NONE) for at in range(0, first, engine.max_step_tokens)
     ]

@@ -63,6 +63,9 @@ class Request:
     error: BaseException | None = None
     abandoned: bool = False  # nobody reads it any more; the engine cancels it before its next step
     cached_tokens: int = 0
+    passes: int = 0  # steps that gave tokens after the prompt's
+    drafted: int = 0  # tokens
+    accepted: int = 0  # of those, the ones that the exact logits gave too
     started: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)  # when each token of the first sample came
     ended: float | None = None
@@ -80,6 +83,9 @@ class Request:
             output_tokens=sum(len(s.chunks) for s in self.sequences),
             ttft=(self.times[0] if self.times else end) - self.started,
             total=end - self.started,
+            passes=self.passes,
+            drafted=self.drafted,
+            accepted=self.accepted,
             latencies=tuple(later - before for before, later in pairwise(self.times)),
         )
         return Completion(tuple(s.sample() for s in self.sequences), self.seed, stats)
