@@ -51,6 +51,8 @@ class LLM:
         reuse: keep finished prompts, so that the next one that begins alike starts where they differ.
         predict: of a packed store, "exact" (same text as computing every neuron) or "auto" (also predictors that were
             trained within a loss of quality, where the store has them).
+        draft: of a packed store run exact under a budget, let such predictors propose tokens, many of which are then
+            verified at a time: the same text, sooner.
         plan: of a packed store, a file that `hotset plan` wrote; None: planned now, or taken from the cache.
         trace: file for a timeline of all threads and reads, to open in ui.perfetto.dev; `close` writes it.
 
@@ -72,6 +74,7 @@ class LLM:
         ignore_keys: Collection[str] = (),
         reuse: bool = True,
         predict: Predict = "exact",
+        draft: bool = True,
         plan: str | Path | None = None,
         trace: str | Path | None = None,
     ) -> None:
@@ -82,7 +85,7 @@ class LLM:
         self.config: ModelConfig = self.descriptor.config
         self.tokenizer = Tokenizer.load(self.store.path)
         file = None if plan is None else Path(plan).expanduser()
-        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, file)
+        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, draft, file)
         core, allotment, self.plan = load_model(self.store, self.descriptor, options)
         self._trace = None if trace is None else _start_trace(trace)
         dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
@@ -97,6 +100,7 @@ class LLM:
             reuse=reuse and not dynamic,  # with dynamic RoPE, keys depend on the length of the whole text
             watch=MemoryWatch(self.plan.bytes if self.plan else self.store.weight_bytes),
             after_step=self._trace.flush if self._trace else None,
+            drafts=draft and self.plan is not None and self.plan.drafts and not dynamic,
         )
         self._core: _core.Engine | None = core
 

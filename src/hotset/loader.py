@@ -35,6 +35,7 @@ class LoadOptions:
     isa: str | None
     load: str
     predict: Predict
+    draft: bool
     plan: Path | None
 
 
@@ -68,7 +69,15 @@ def load_model(store: Store, model: Model, options: LoadOptions) -> Loaded:
 def _plan(store: Store, model: Model, options: LoadOptions) -> Plan:
     from hotset.tools.plan import Wishes, plan_for  # the second way up: a budget must become a plan
 
-    wishes = Wishes(options.memory, options.context, options.kv_tokens, options.kv, options.threads, options.predict)
+    wishes = Wishes(
+        options.memory,
+        options.context,
+        options.kv_tokens,
+        options.kv,
+        options.threads,
+        options.predict,
+        options.draft,
+    )
     return plan_for(store, model, wishes, file=options.plan)
 
 
@@ -185,5 +194,15 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         pairs = zip(trained.down, trained.up, strict=True)
         low_rank = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
     return _core.SparseOptions(
-        plan.hot, plan.cold_slots, plan.policy, plan.predictor, keep, fetch, low_rank, relu, plan.backend, plan.depth
+        plan.hot,
+        plan.cold_slots,
+        plan.policy,
+        plan.predictor,
+        keep,
+        fetch,
+        low_rank,
+        relu,
+        plan.backend,
+        plan.depth,
+        plan.drafts,
     )

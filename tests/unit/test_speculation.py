@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
+from draft_lengths import RandomLength
 from engine_twin import VOCAB, CoreTwin, Letters, choose, draw_factory, letter, log_softmax, logits_after
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,22 +15,6 @@ from hotset.engine.draft_length import Acceptance, DraftLength, PassTime
 from hotset.params import SamplingParams, sample_seed
 
 CONTEXT = 4 * PAGE
-
-
-class RandomLength(DraftLength):
-    """Stops anywhere."""
-
-    def __init__(self, seed: int, most: int) -> None:
-        super().__init__()
-        self._random, self._most, self._wanted = random.Random(seed), most, 0
-
-    def start(self, sequences: int, acceptance: float) -> float:
-        self._wanted = self._random.randint(0, self._most)
-        return 1.0
-
-    def pays(self, worth: float, sequences: int, survival: float, acceptance: float, done: int) -> bool:
-        assert 0 <= survival <= 1 and 0 <= acceptance <= 1
-        return done < self._wanted and self._random.random() < 0.9
 
 
 def engine_of(
@@ -97,7 +80,7 @@ workloads = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     workloads,
     st.integers(4, 14),

@@ -69,7 +69,7 @@ def _measure(
 
     with progress_bar() as progress:
         store = resolve_model(name, progress=progress)
-    load = lambda count: LLM(store, threads=count, **options)  # noqa: E731
+    load = lambda count: LLM(store, threads=count, draft=False, **options)  # noqa: E731
     with Trace(trace) if trace else nullcontext() as timeline:
         measured = measure(load, tests, threads, timeline.flush if timeline else lambda: None)
     peak = peak_memory_bytes()  # before the bandwidth test takes its own

@@ -85,6 +85,10 @@ class EngineFlags:
             "--predict", metavar="exact|auto", help="Packed models: auto allows predictors with a small loss."
         ),
     ] = None
+    no_draft: Annotated[
+        bool,
+        typer.Option("--no-draft", help="Packed models, exact: draft no tokens with predictors to verify them."),
+    ] = False
     plan: Annotated[
         str | None, typer.Option("--plan", metavar="FILE", help="Packed models: what `hotset plan -o` wrote.")
     ] = None
@@ -98,6 +102,8 @@ class EngineFlags:
         given = _given(self)
         if "ignore_key" in given:
             given["ignore_keys"] = tuple(given.pop("ignore_key"))
+        if "no_draft" in given:
+            given["draft"] = not given.pop("no_draft")
         return given
 
 

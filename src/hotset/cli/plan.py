@@ -57,7 +57,7 @@ def _make(model: str, engine: EngineFlags, settings: dict[str, str]) -> Plan:
     store = open_store(resolve_model(model, ignore_keys=ignored))
     _check_packed(store)
     tokenizer = Tokenizer.load(store.path)  # part of what the process holds when a model runs
-    wishes = {name: given[name] for name in ("context", "kv", "threads", "predict") if name in given}
+    wishes = {name: given[name] for name in ("context", "kv", "threads", "predict", "draft") if name in given}
     memory = parse_bytes(given["memory"]) if "memory" in given else None
     made = make_plan(store, resolve(store.config, ignore_keys=ignored), Wishes(memory=memory, **wishes), settings)
     del tokenizer
@@ -83,7 +83,7 @@ def table(made: Plan) -> list[str]:
     neurons = sum(made.hot)
     rows = {
         "budget": human_bytes(made.made_for.memory) if made.made_for.memory else "none: what the machine has free",
-        "predictor": f"{made.predictor} ({made.made_for.predict})",
+        "predictor": f"{made.predictor} ({'exact, for drafts' if made.drafts else made.made_for.predict})",
         "hot": f"{neurons} neurons, {min(made.hot)} to {max(made.hot)} a layer",
         "cold": f"{made.cold_slots} slots, {made.policy}",
         "reads": f"{made.depth} in flight, {made.backend}",

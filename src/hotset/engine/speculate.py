@@ -55,9 +55,7 @@ class Speculator:
     context: most tokens of a sequence. most_rows: of a step, each with logits. after_step: called after each draft.
     """
 
-    def __init__(
-        self, core: Core, context: int, most_rows: int, after_step: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, core: Core, context: int, most_rows: int, after_step: Callable[[], None] | None = None) -> None:
         self._core, self._context, self._most_rows, self._after_step = core, context, most_rows, after_step
         self.length = DraftLength()
 

@@ -51,6 +51,11 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     @property
+    def drafts(self) -> bool:
+        """Whether the predictor only drafts tokens, which a pass over all neurons verifies: exact all the same."""
+        return self.predictor == "low-rank" and self.made_for.predict == "exact"
+
+    @property
     def bytes(self) -> int:
         return sum(self.memory.values())
 

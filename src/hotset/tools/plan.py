@@ -22,14 +22,14 @@ from hotset.formats.profile import PROFILE_FILE, load_profile
 from hotset.formats.store import Store
 from hotset.loader import Predict
 from hotset.models import Model
-from hotset.models.gate import ZERO_BELOW
 from hotset.planner import plan as planner
+from hotset.planner.drafting import or_drafted
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, Predictor
 from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
-from hotset.tools.plan_sizes import neuron_sizes, read_per_token, resident_bytes
+from hotset.tools.plan_sizes import gates_per_active, neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
 _TIGHT_CONTEXT = 2048
@@ -47,6 +47,7 @@ class Wishes:
     kv: KvType = "f16"
     threads: int | None = None
     predict: Predict = "exact"
+    draft: bool = True  # where exact: trained predictors may draft what is then verified
 
     def __post_init__(self) -> None:
         if self.predict not in ("exact", "auto"):
@@ -70,7 +71,7 @@ def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = 
         return plan
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
-    cached = plan_path(wanted, file_state(store), [wishes.context, wishes.kv_tokens, wishes.threads])
+    cached = plan_path(wanted, file_state(store), [wishes.context, wishes.kv_tokens, wishes.threads, wishes.draft])
     found = _from_cache(cached, wanted, wishes.memory)
     if found is None:
         found = make_plan(store, model, wishes)
@@ -97,10 +98,10 @@ class _Planning:
         self.host = Host.measure()
         self.rates: Rates | None = host_rates(store)
         self.threads = wishes.threads or (self.rates.threads if self.rates else len(_allowed_cpus()))
-        self.trained: Predictors | None = read_predictors(store.path, self.info) if wishes.predict == "auto" else None
+        self.notes: list[str] = list(storage_remarks(store, self.rates))
+        self.trained = self._trained()
         self.resident = resident_bytes(store)
         self.sizes = neuron_sizes(store, model, self.trained)
-        self.notes: list[str] = list(storage_remarks(store, self.rates))
         self.profiled = self._profiled()
 
     def plan(self) -> Plan:
@@ -111,6 +112,9 @@ class _Planning:
         host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
         placement = planner.place(self.sizes, room, self._predictors(), self.profiled, host)
         placement = self._overridden(placement, host, room)
+        if self.trained is not None and self.wishes.predict == "exact":
+            chosen = bool(self.given.keys() & {"predictor", "hot", "cold_slots"})
+            placement = or_drafted(placement, self.sizes, room, self.profiled, host, chosen=chosen)
         self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
@@ -133,10 +137,24 @@ class _Planning:
         """Those that give what was asked for, best guess first."""
         if "predictor" in self.given:
             return [self.given["predictor"]]
-        has: dict[Predictor, int] = {"low-rank": self.sizes.low_rank_bytes, "gate": self.sizes.gate_bytes}
+        low_rank = self.sizes.low_rank_bytes if self.wishes.predict == "auto" else 0
+        has: dict[Predictor, int] = {"low-rank": low_rank, "gate": self.sizes.gate_bytes}
         found = [name for name, size in has.items() if size]
         # Whoever chooses what stays in memory wants the rest found, not read whole.
         return found if found and self.given.keys() & {"hot", "cold_slots"} else [*found, "all"]
+
+    def _trained(self) -> Predictors | None:
+        """The store's predictors, if they may be used."""
+        exact = self.wishes.predict == "exact"
+        if exact and not self.wishes.draft and self.given.get("predictor") != "low-rank":
+            return None
+        try:
+            return read_predictors(self.store.path, self.info)
+        except HotsetError as error:
+            if not exact:
+                raise
+            self.notes.append(f"{error}; the plan does without")
+            return None
 
     def _profiled(self) -> Profiled | None:
         if not (self.store.path / PROFILE_FILE).exists():
@@ -150,7 +168,7 @@ class _Planning:
         for layer in range(self.info.layers):
             shares[:, layer] = shares[:, layer, self.info.read_order(layer)]
         low_rank = self.trained.candidates if self.trained else 1.0
-        gate = _gates_per_active(self.model.config, float(shares[0].mean()))
+        gate = gates_per_active(self.model.config, float(shares[0].mean()))
         return Profiled(shares, {"gate": gate, "low-rank": low_rank})
 
     def _depth(self) -> int:
@@ -227,15 +245,6 @@ class _Planning:
             "buffers": overhead,
             **placement.bytes(self.sizes),
         }
-
-
-def _gates_per_active(config: ModelConfig, active: float) -> float:
-    """How many gates are above zero for each active neuron.
-
-    Where up has a ReLU, too, a profile counts products; the two branches are then taken as alike and independent.
-    """
-    both = config.act_up in ZERO_BELOW
-    return active**-0.5 if both and active > 0 else 1.0
 
 
 def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hotset.engine import Completion
+from hotset.engine import Completion, Stats
 from hotset.engine.cgroup import peak_memory
 from hotset.formats.predictors import read_predictors
 
@@ -29,6 +29,18 @@ class RunStats:
     predictor: str = ""  # of a packed model, as its plan says
     planned_bytes: int = 0  # what that plan takes in all
     neurons: NeuronStats | None = None  # of a packed model
+    drafts: DraftStats | None = None  # where drafts were made
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStats:
+    """Of one request in all."""
+
+    passes: int  # exact ones, each of which verified a draft
+    drafted: int
+    accepted: int
+    acceptance: float  # share of the drafted tokens
+    tokens_per_pass: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +72,18 @@ def run_stats(llm: LLM, completion: Completion, before: Mapping[str, float]) -> 
         peak_of=peak_of,
         predictor=llm.plan.predictor if llm.plan else "",
         planned_bytes=llm.plan.bytes if llm.plan else 0,
-        neurons=None if llm.plan is None or tokens == 0 else _neurons(llm, before, tokens),
+        neurons=None if llm.plan is None or tokens == 0 else _neurons(llm, stats, before),
+        drafts=_drafts(stats) if stats.drafted else None,
     )
 
 
-def _neurons(llm: LLM, before: Mapping[str, float], tokens: int) -> NeuronStats:
-    after = llm.stats
+def _drafts(stats: Stats) -> DraftStats:
+    tokens = (stats.accepted + stats.passes) / stats.passes
+    return DraftStats(stats.passes, stats.drafted, stats.accepted, stats.acceptance, tokens)
+
+
+def _neurons(llm: LLM, stats: Stats, before: Mapping[str, float]) -> NeuronStats:
+    after, tokens = llm.stats, len(stats.latencies)
     names = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
     each = {name: (after[f"neuron_{name}"] - before[f"neuron_{name}"]) / tokens for name in names}
     candidates, active, missed = each["candidates"], each["active"], each["missed"]
@@ -76,11 +94,13 @@ def _neurons(llm: LLM, before: Mapping[str, float], tokens: int) -> NeuronStats:
         reads=each["reads"],
         drive_bytes=each["bytes_read"],
         stall_s=each["stall_seconds"],
-        bound=bound(llm, candidates, active, missed),
+        bound=bound(llm, candidates, active, missed, stats),
     )
 
 
-def bound(llm: LLM, candidates: float, active: float, missed: float) -> Forecast | None:
+def bound(llm: LLM, candidates: float, active: float, missed: float, stats: Stats | None = None) -> Forecast | None:
+    """What bounds decoding with so many neurons a token. stats: of the request, if drafts were made."""
+    from hotset.planner.drafting import of_rounds, verification
     from hotset.planner.model_cost import Demand, forecast
     from hotset.tools.plan_host import host_rates
     from hotset.tools.plan_sizes import neuron_sizes, read_per_token
@@ -91,7 +111,13 @@ def bound(llm: LLM, candidates: float, active: float, missed: float) -> Forecast
     trained = read_predictors(llm.store.path, neurons) if plan.predictor == "low-rank" else None
     sizes = neuron_sizes(llm.store, llm.descriptor, trained).of(plan.predictor)
     resident = read_per_token(llm.store, llm.descriptor)
-    return forecast(sizes, plan.predictor, Demand(candidates, active, missed), resident, rates, plan.threads)
+    if not plan.drafts or stats is None or not stats.passes:
+        return forecast(sizes, plan.predictor, Demand(candidates, active, missed), resident, rates, plan.threads)
+    tokens, drafted = len(stats.latencies), max(stats.drafted, 1)
+    demand = Demand(candidates * tokens / drafted, active * tokens / drafted, missed * tokens / drafted)
+    draft = forecast(sizes, plan.predictor, demand, resident, rates, plan.threads)
+    verify = verification(sizes, sum(plan.hot), resident, rates, plan.threads)
+    return of_rounds(draft, verify, stats.drafted / stats.passes, tokens / stats.passes)
 
 
 def lines(stats: RunStats) -> list[str]:
@@ -100,6 +126,11 @@ def lines(stats: RunStats) -> list[str]:
         f"decode   {stats.tokens_per_s:.2f} tokens/s over {stats.tokens} tokens; latency P50 {stats.p50_s * 1e3:.1f} ms"
         f", P90 {stats.p90_s * 1e3:.1f} ms, P99 {stats.p99_s * 1e3:.1f} ms",
     ]
+    if (d := stats.drafts) is not None:
+        found.append(
+            f"drafts   {d.accepted} of {d.drafted} tokens accepted ({d.acceptance:.1%}); {d.passes} exact passes, "
+            f"{d.tokens_per_pass:.2f} tokens each"
+        )
     if (n := stats.neurons) is not None:
         found += [
             f"neurons  a token: {n.candidates:.0f} computed, {n.active:.0f} active, {n.missed:.0f} missed "
