@@ -4,10 +4,13 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <exception>
+#include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/cpu.h"
 #include "base/error.h"
@@ -50,13 +53,6 @@ uint32_t current_forks() {
   return forks.load(std::memory_order_relaxed);
 }
 
-// Waits until `value` differs from `old`: spins if `spin`, then sleeps.
-uint32_t await_change(const std::atomic<uint32_t>& value, uint32_t old, bool spin) {
-  const auto changed = [&] { return value.load(std::memory_order_acquire) != old; };
-  if (!spin || !spin_until(changed)) value.wait(old, std::memory_order_acquire);
-  return value.load(std::memory_order_acquire);
-}
-
 void pin_to(int cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -74,45 +70,64 @@ int cpu_of_worker(const std::vector<int>& cpus, size_t worker) {
 
 }  // namespace
 
-// The current job in one word: its number, whether workers may still join, how many have joined and how many
-// of them are still at work. A worker joins by compare-and-swap, so it can neither miss a job's end nor join
-// the next by mistake.
-struct Job {
-  static constexpr uint64_t kOpen = uint64_t{1} << 31, kJoined = uint64_t{1} << 16, kActive = 1;
-  static uint64_t opened(uint32_t number) { return uint64_t{number} << 32 | kOpen; }
-  static bool joinable(uint64_t job, uint32_t number) { return job >> 32 == number && (job & kOpen) != 0; }
-  static size_t joined(uint64_t job) { return job >> 16 & 0x7fff; }
-  static size_t active(uint64_t job) { return job & 0xffff; }
+// The chunks [next, end) of a job that nobody has begun, and the job's number, in one word: a chunk is taken
+// by compare-and-swap, so nobody can take one twice or one of a job that is over.
+struct Span {
+  uint64_t word;
+  static constexpr uint64_t kBits = 24, kMask = (uint64_t{1} << kBits) - 1;
+  static Span of(uint64_t job, size_t next, size_t end) {
+    return {job << (2 * kBits) | uint64_t{end} << kBits | next};
+  }
+  size_t next() const { return word & kMask; }
+  bool empty() const { return next() == (word >> kBits & kMask); }
+};
+
+// What one thread owns. A line travels between cores in some 0.2 us, as long as a whole norm takes, so all
+// that a phase needs is in one. Two lines long, because CPUs fetch neighbours in pairs.
+struct alignas(2 * kCacheLine) ThreadPool::Slot {
+  std::atomic<uint64_t> span{0};  // set by the caller, which has written fn, ctx and label before
+  Fn fn = nullptr;
+  void* ctx = nullptr;
+  const char* label = nullptr;    // what a timeline calls the job
+  std::atomic<uint64_t> done{0};  // chunks that this thread has ended, of all jobs
+  std::atomic<uint32_t> asleep{0};
+  std::exception_ptr error;
+
+  void offer(Fn f, void* c, Span s) {
+    fn = f;
+    ctx = c;
+    label = trace::on() ? trace::current() : nullptr;
+    span.store(s.word, std::memory_order_release);
+  }
+  void call(const Slot& from, size_t chunk, size_t thread);
+  void wake() {
+    if (asleep.exchange(0)) asleep.notify_one();
+  }
 };
 
 struct ThreadPool::Impl {
-  // Written by the caller for the workers and by the workers for the caller: one cache line each.
-  alignas(kCacheLine) std::atomic<uint32_t> generation{0};
-  Fn fn = nullptr;
-  void* ctx = nullptr;
-  const char* label = nullptr;    // what a timeline calls it
-  std::atomic<bool> stop{false};  // atomic: a worker that missed the last job may look at any time
-  alignas(kCacheLine) std::atomic<uint64_t> job{0};
-  alignas(kCacheLine) std::vector<std::exception_ptr> errors;  // [threads]
-  std::vector<std::thread> workers;                            // [threads - 1]
+  std::vector<Slot> slots;           // [threads]
+  std::vector<std::thread> workers;  // [threads - 1]
+  uint64_t job = 0, offered = 0;     // number of the last job; chunks of all jobs
   uint32_t forks_at_start = current_forks();
   bool spin = true;
+  alignas(2 * kCacheLine) std::atomic<uint32_t> sleepers{0};  // read in every job, written rarely
+  std::atomic<bool> stop{false};
 
   explicit Impl(size_t threads, bool pin);
   ~Impl() { join(); }
   void start(size_t threads, bool pin, const std::vector<int>& cpus);
   void join();
-  void call(size_t thread);
   void work(size_t thread);
-  bool join_job(uint32_t number);
-  void publish();
-  template <class Done>
-  void finish(Done done);
-  void run(Fn f, void* c, size_t joiners);
+  void await_job(Slot& mine, uint64_t seen);
+  uint64_t take(Slot& from, size_t thread);
+  uint64_t take_all(size_t thread);
+  void run(Fn f, void* c, size_t chunks);
+  void finish();
   void rethrow();
 };
 
-ThreadPool::Impl::Impl(size_t threads, bool pin) : errors(threads) {
+ThreadPool::Impl::Impl(size_t threads, bool pin) : slots(threads) {
   const std::vector<int> cpus = allowed_cpus();
   spin = threads <= cpus.size();
   try {
@@ -139,57 +154,97 @@ void ThreadPool::Impl::start(size_t threads, bool pin, const std::vector<int>& c
 }
 
 void ThreadPool::Impl::join() {
-  if (workers.empty()) return;
   stop = true;
-  publish();
+  ++job;
+  for (Slot& slot : slots) {
+    slot.offer(nullptr, nullptr, Span::of(job, 0, 0));
+    slot.wake();
+  }
   for (std::thread& worker : workers) worker.join();
   workers.clear();
 }
 
-// Release: a worker that sees the new job sees fn and ctx, and stop with its generation.
-void ThreadPool::Impl::publish() {
-  const uint32_t number = generation.load(std::memory_order_relaxed) + 1;
-  job.store(Job::opened(number), std::memory_order_release);
-  generation.store(number, std::memory_order_release);
-  generation.notify_all();
-}
-
-bool ThreadPool::Impl::join_job(uint32_t number) {
-  uint64_t now = job.load(std::memory_order_acquire);
-  while (Job::joinable(now, number))
-    if (job.compare_exchange_weak(now, now + Job::kJoined + Job::kActive, std::memory_order_acq_rel))
-      return true;
-  return false;
-}
-
-void ThreadPool::Impl::call(size_t thread) {
-  try {
-    fn(ctx, thread);
-  } catch (...) {
-    errors[thread] = std::current_exception();
+// Waits for a job other than the one `seen`.
+void ThreadPool::Impl::await_job(Slot& mine, uint64_t seen) {
+  const auto changed = [&] { return mine.span.load(std::memory_order_acquire) != seen; };
+  while (!spin || !spin_until(changed)) {
+    sleepers.fetch_add(1);
+    mine.asleep = 1;
+    if (!changed()) mine.asleep.wait(1);
+    mine.asleep = 0;
+    sleepers.fetch_sub(1);
+    if (changed()) break;
   }
+}
+
+void ThreadPool::Slot::call(const Slot& from, size_t chunk, size_t thread) {
+  try {
+    from.fn(from.ctx, chunk, thread);
+  } catch (...) {
+    if (!error) error = std::current_exception();
+  }
+  done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+}
+
+// Takes what is left of one thread's span; returns the word that showed it empty.
+uint64_t ThreadPool::Impl::take(Slot& from, size_t thread) {
+  std::optional<trace::Span> traced;  // the caller has its own
+  Span now{from.span.load(std::memory_order_acquire)};
+  while (!now.empty()) {
+    if (!from.span.compare_exchange_weak(now.word, now.word + 1, std::memory_order_acq_rel)) continue;
+    if (thread > 0 && !traced) traced.emplace(from.label);
+    slots[thread].call(from, now.next(), thread);
+    now.word = from.span.load(std::memory_order_acquire);
+  }
+  return now.word;
+}
+
+uint64_t ThreadPool::Impl::take_all(size_t thread) {
+  const uint64_t last = take(slots[thread], thread);
+  for (size_t i = 1; i < slots.size(); ++i) take(slots[(thread + i) % slots.size()], thread);
+  return last;
 }
 
 void ThreadPool::Impl::work(size_t thread) {
-  for (uint32_t seen = 0;;) {
-    seen = await_change(generation, seen, spin);
-    if (stop) return;
-    if (!join_job(seen)) continue;
-    {
-      const trace::Span span(label);
-      call(thread);
-    }
-    job.fetch_sub(Job::kActive, std::memory_order_acq_rel);
-  }
+  // stop is looked at after the last word, which take_all() may be the first to see.
+  for (uint64_t seen = 0; !stop; seen = take_all(thread)) await_job(slots[thread], seen);
+}
+
+// The wait is short unless a worker lost its CPU amid a chunk; then yielding gives it ours.
+void ThreadPool::Impl::finish() {
+  const auto over = [&] {
+    uint64_t done = 0;
+    for (const Slot& slot : slots) done += slot.done.load(std::memory_order_acquire);
+    return done == offered;
+  };
+  while (!over())
+    if (!spin || !spin_until(over)) std::this_thread::yield();
 }
 
 void ThreadPool::Impl::rethrow() {
   std::exception_ptr first;
-  for (std::exception_ptr& error : errors) {
-    if (error && !first) first = error;
-    error = nullptr;
+  for (Slot& slot : slots) {
+    if (slot.error && !first) first = slot.error;
+    slot.error = nullptr;
   }
   if (first) std::rethrow_exception(first);
+}
+
+void ThreadPool::Impl::run(Fn f, void* c, size_t chunks) {
+  if (forks_at_start != current_forks())
+    throw Error("threads do not survive fork(): load the model in the process that runs it");
+  offered += chunks;
+  ++job;
+  const size_t n = slots.size();
+  const auto begin = [&](size_t thread) { return (chunks * thread + n - 1) / n; };
+  for (size_t i = n; i-- > 0;) slots[i].offer(f, c, Span::of(job, begin(i), begin(i + 1)));
+  // No fence: a worker that falls asleep just now and is not seen here only leaves its work to others.
+  if (sleepers.load(std::memory_order_relaxed) > 0)
+    for (size_t i = 1; i < n; ++i)
+      if (begin(i) < begin(i + 1)) slots[i].wake();
+  take_all(0);
+  finish();
+  rethrow();
 }
 
 ThreadPool::ThreadPool(size_t threads, bool pin) {
@@ -204,33 +259,11 @@ ThreadPool::~ThreadPool() {
   if (impl_->forks_at_start != current_forks()) static_cast<void>(impl_.release());
 }
 
-size_t ThreadPool::size() const { return impl_->errors.size(); }
+size_t ThreadPool::size() const { return impl_->slots.size(); }
 
-// The wait is short unless a worker lost its CPU; then yielding gives it ours.
-template <class Done>
-void ThreadPool::Impl::finish(Done done) {
-  const auto reached = [&] { return done(job.load(std::memory_order_acquire)); };
-  while (!reached())
-    if (!spin || !spin_until(reached)) std::this_thread::yield();
+void ThreadPool::run(Fn fn, void* ctx, size_t chunks) {
+  if (size() > 1) return impl_->run(fn, ctx, chunks);
+  for (size_t i = 0; i < chunks; ++i) fn(ctx, i, 0);
 }
-
-// Runs f here and on the workers; the job stays open until `joiners` workers have come.
-void ThreadPool::Impl::run(Fn f, void* c, size_t joiners) {
-  if (workers.empty()) return f(c, 0);
-  if (forks_at_start != current_forks())
-    throw Error("threads do not survive fork(): load the model in the process that runs it");
-  fn = f;
-  ctx = c;
-  label = trace::on() ? trace::current() : nullptr;
-  publish();
-  call(0);
-  finish([&](uint64_t now) { return Job::joined(now) >= joiners; });
-  job.fetch_and(~Job::kOpen, std::memory_order_acq_rel);
-  finish([](uint64_t now) { return Job::active(now) == 0; });
-  rethrow();
-}
-
-void ThreadPool::run(Fn fn, void* ctx) { impl_->run(fn, ctx, size() - 1); }
-void ThreadPool::share(Fn fn, void* ctx) { impl_->run(fn, ctx, 0); }
 
 }  // namespace hotset

@@ -23,6 +23,16 @@ using namespace hotset;
 
 namespace {
 
+// Calls fn(thread) once on every thread: nobody leaves before all have come.
+template <class Fn>
+void on_every_thread(ThreadPool& pool, Fn fn) {
+  std::atomic<size_t> here = 0;
+  pool.parallel_parts(pool.size(), [&](size_t, size_t thread) {
+    for (++here; here < pool.size();) std::this_thread::yield();
+    fn(thread);
+  });
+}
+
 void test_every_index_once(size_t threads) {
   ThreadPool pool(threads);
   CHECK(pool.size() == threads);
@@ -45,14 +55,11 @@ void test_phases_are_barriers(size_t threads, int phases) {
   ThreadPool pool(threads);
   uint64_t want = 1;
   for (int phase = 0; phase < phases; ++phase) {
-    pool.run(
-        [](void* p, size_t thread) {
-          auto& c = *static_cast<Ctx*>(p);
-          uint64_t sum = 0;
-          for (uint64_t v : c.now) sum += v;
-          c.next[thread] = sum % 1000003;
-        },
-        &ctx);
+    pool.parallel_parts(threads, [&](size_t part, size_t) {
+      uint64_t sum = 0;
+      for (uint64_t v : ctx.now) sum += v;
+      ctx.next[part] = sum % 1000003;
+    });
     std::swap(ctx.now, ctx.next);
     want = want * threads % 1000003;
     if (phase % 1000 == 999)
@@ -73,12 +80,16 @@ void test_short_phases(size_t threads, int phases) {
   }
 }
 
-void test_share_does_not_wait_for_absent_workers() {
+// A worker that does not come (here, because the caller has done all before it can) is not waited for;
+// whoever comes gets every chunk exactly once.
+void test_chunks_of_absent_workers_are_taken() {
   ThreadPool pool(2);
-  std::atomic<int> calls = 0;
-  for (int i = 0; i < 1000; ++i)
-    pool.share([](void* p, size_t) { ++*static_cast<std::atomic<int>*>(p); }, &calls);
-  CHECK(calls >= 1000 && calls <= 2000);
+  for (int i = 0; i < 300; ++i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(i % 3 == 0 ? 120 : 0));
+    std::vector<std::atomic<int>> calls(6);
+    pool.parallel_parts(6, [&](size_t part, size_t) { ++calls[part]; });
+    CHECK(std::all_of(calls.begin(), calls.end(), [](const auto& n) { return n == 1; }));
+  }
 }
 
 void test_exceptions() {
@@ -86,17 +97,15 @@ void test_exceptions() {
   for (int repeat = 0; repeat < 100; ++repeat) {
     std::string what;
     try {
-      pool.run(
-          [](void*, size_t thread) {
-            if (thread % 2 == 1) throw std::runtime_error("thread " + std::to_string(thread));
-          },
-          nullptr);
+      on_every_thread(pool, [](size_t thread) {
+        if (thread % 2 == 1) throw std::runtime_error("thread " + std::to_string(thread));
+      });
     } catch (const std::runtime_error& e) {
       what = e.what();
     }
     CHECK(what == "thread 1");
     std::atomic<int> ran = 0;
-    pool.run([](void* p, size_t) { ++*static_cast<std::atomic<int>*>(p); }, &ran);
+    on_every_thread(pool, [&](size_t) { ++ran; });
     CHECK(ran == 4);  // usable, and the old error is gone
   }
   CHECK_THROWS(InvalidArgument, ThreadPool(0));
@@ -112,7 +121,7 @@ double cpu_seconds() {
 
 void test_idle_pool_sleeps() {
   ThreadPool pool(4);
-  pool.run([](void*, size_t) {}, nullptr);
+  pool.parallel_parts(4, [](size_t, size_t) {});
   const double before = cpu_seconds();
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   CHECK(cpu_seconds() - before < 0.1);  // spinning workers would use 0.9 s
@@ -124,12 +133,7 @@ void test_pinning() {
   sched_getaffinity(0, sizeof(before), &before);
   ThreadPool pool(cpus.size());
   std::vector<cpu_set_t> masks(cpus.size());
-  pool.run(
-      [](void* p, size_t thread) {
-        cpu_set_t& set = (*static_cast<std::vector<cpu_set_t>*>(p))[thread];
-        sched_getaffinity(0, sizeof(set), &set);
-      },
-      &masks);
+  on_every_thread(pool, [&](size_t thread) { sched_getaffinity(0, sizeof(cpu_set_t), &masks[thread]); });
   sched_getaffinity(0, sizeof(after), &after);
   CHECK(CPU_EQUAL(&before, &after));
   std::set<int> used;
@@ -150,7 +154,7 @@ void test_no_thread_is_left() {
   const size_t before = threads_alive();
   for (int i = 0; i < 300; ++i) {
     ThreadPool pool(3, i % 2 == 0);
-    if (i % 3 != 0) pool.run([](void*, size_t) {}, nullptr);
+    if (i % 3 != 0) pool.parallel_parts(3, [](size_t, size_t) {});
   }
   // join() returns a moment before the kernel drops the entry
   for (int i = 0; i < 100 && threads_alive() > before; ++i)
@@ -160,12 +164,12 @@ void test_no_thread_is_left() {
 
 void test_fork() {
   auto pool = std::make_unique<ThreadPool>(2);
-  pool->run([](void*, size_t) {}, nullptr);
+  pool->parallel_parts(2, [](size_t, size_t) {});
   const pid_t child = fork();
   if (child == 0) {
     int code = 1;
     try {
-      pool->run([](void*, size_t) {}, nullptr);
+      pool->parallel_parts(2, [](size_t, size_t) {});
     } catch (const Error&) {
       code = 0;
     }
@@ -176,7 +180,7 @@ void test_fork() {
   CHECK(waitpid(child, &status, 0) == child);
   CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
   std::atomic<int> ran = 0;
-  pool->run([](void* p, size_t) { ++*static_cast<std::atomic<int>*>(p); }, &ran);
+  on_every_thread(*pool, [&](size_t) { ++ran; });
   CHECK(ran == 2);
 }
 
@@ -188,7 +192,7 @@ int main() {
   test_phases_are_barriers(5, 3000);  // more threads than this machine may have CPUs
   test_short_phases(2, 20000);
   test_short_phases(6, 3000);
-  test_share_does_not_wait_for_absent_workers();
+  test_chunks_of_absent_workers_are_taken();
   test_exceptions();
   test_idle_pool_sleeps();
   test_pinning();
