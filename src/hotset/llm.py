@@ -214,6 +214,11 @@ class LLM:
         return self._native()
 
     @property
+    def engine(self) -> Engine:
+        """The step loop over `core`, for measurements that share it with running requests."""
+        return self._running()
+
+    @property
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes_used, kv_bytes_reserved, scratch_bytes, load_seconds, bytes_per_token; peak_bytes of
         the process, or of its cgroup if it has a limit; and of a packed model the counters of its neurons, see

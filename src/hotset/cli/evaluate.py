@@ -1,44 +1,81 @@
-"""`hotset eval`: how good a model is at predicting text."""
+"""`hotset evaluate`: the quality of variants of a model, side by side."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotset.cli.options import EngineFlags, JsonFlag, ModelArgument, takes
+from hotset.cli.options import JsonFlag
 from hotset.cli.progress import progress_bar
-from hotset.cli.text import print_json, read_prompt
+from hotset.cli.text import print_json
+
+if TYPE_CHECKING:
+    from hotset.formats.files import Json
 
 
-@takes(engine=EngineFlags)
-def ppl(
-    model: ModelArgument,
-    text: Annotated[Path | None, typer.Argument(help="UTF-8 text; else standard input.", show_default=False)] = None,
-    window: Annotated[int, typer.Option("--window", min=2, help="Tokens of a window.")] = 512,
-    stride: Annotated[
-        int | None,
-        typer.Option("--stride", min=1, help="Tokens between windows; default: side by side, second half scored."),
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]MODEL[@HOW]...",
+            help="Variants; @predicted: with the predictors of a packed store; @q4_0, @q8_0, …: converted to that.",
+            show_default=False,
+        ),
+    ],
+    tasks: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Such as arc_easy,piqa; see the documentation for all.")
     ] = None,
-    windows: Annotated[int | None, typer.Option("--windows", min=1, help="Only so many; default: all.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the tasks' files are.")] = None,
+    text: Annotated[Path | None, typer.Option("--text", metavar="FILE", help="UTF-8 text for perplexity.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Windows of the text at most; default: all.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens of a window, whose second half is scored.")] = 512,
+    limit: Annotated[int | None, typer.Option(help="Items of each task at most; default: all.")] = None,
+    fewshot: Annotated[int | None, typer.Option(help="Examples before each item; default: the task's own.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="Default: all cores.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs found.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw quality over zeros: .svg, .png or .pdf.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write a JSON file, with host and date.")] = None,
     json: JsonFlag = False,
-    *,
-    engine: EngineFlags,
 ) -> None:
-    """Perplexity of a model on a text, by default in the windows that llama-perplexity uses."""
-    document = read_prompt(None, text)
-    from hotset.cli.load import load_model
+    """Perplexity and tasks, as lm-evaluation-harness has them. Stopped, it goes on when run again."""
+    from hotset.tools import evaluate as tool
+    from hotset.tools import evaluate_report as reports
+    from hotset.tools import profile_plot, result
+    from hotset.tools.evaluate_tasks import chosen_tasks
 
-    with load_model(model, engine, quiet=json) as llm, progress_bar(not json) as progress:
-        found = llm.perplexity(
-            document,
-            window=window,
-            stride=stride,
-            most_windows=windows,
-            progress=lambda done, total: progress(done, total, "windows"),
-        )
+    if plot is not None:
+        profile_plot.check(plot)
+    chosen = chosen_tasks([name for name in (tasks or "").split(",") if name])
+    options = tool.EvaluateOptions(chosen, data, text, windows, window, limit, fewshot, threads, fresh)
+    with progress_bar(not json) as progress:
+        found = reports.as_json(tool.evaluate([tool.parse_variant(m) for m in models], options, progress))
+    if plot is not None:
+        reports.plot(found, plot)
+    if out is not None:
+        result.write(result.record("evaluate", [], **found), out)
     if json:
-        print_json({"perplexity": found.value, "error": found.error, "tokens": found.tokens, "windows": found.windows})
+        print_json(found)
+    elif markdown:
+        print(reports.markdown(found))
     else:
-        print(f"perplexity {found.value:.4f} ± {found.error:.4f} on {found.tokens} tokens of {found.windows} windows")
+        _print_table(found)
+
+
+def _print_table(found: Json) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hotset.tools.evaluate_report import table
+
+    head, rows = table(found)
+    shown = Table(box=None, pad_edge=False)
+    for i, name in enumerate(head):
+        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)

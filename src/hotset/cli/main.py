@@ -20,6 +20,7 @@ from hotset.cli import (
     inspect,
     pack,
     plan,
+    ppl,
     probe,
     profile,
     pull,
@@ -78,12 +79,13 @@ COMMANDS = (
     plan.plan,
     inspect.inspect,
     bench.bench,
+    evaluate.evaluate,
     doctor.doctor,
 )
 for command in COMMANDS:
     app.command()(_ended_from_outside(command))
 evaluate_app = typer.Typer(help="Measure the quality of a model.", rich_markup_mode=None)
-evaluate_app.command()(_ended_from_outside(evaluate.ppl))
+evaluate_app.command()(_ended_from_outside(ppl.ppl))
 app.add_typer(evaluate_app, name="eval")
 
 

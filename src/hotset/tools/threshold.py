@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ _STEP = 512  # tokens of a window and of a step
 _LEAST_TOKENS = 256
 _NEAR = 0.002  # of the wanted share of zeros, or of a tenth of the wanted change of perplexity
 _TRIES = 8
+# Energy stands for divergence only roughly: half-way to the spread that it calls best is often better than either end.
+_BLENDS = (0.0, 0.5, 1.0)
 _PROBED = 0.4  # share of zeros at which a layer's sensitivity is measured where a loss is wanted
 
 
@@ -131,8 +134,11 @@ class ThresholdFinder:
         self.scores = self._score(store, core, calibration)
         self.bench = Bench(core, model.config, held_out, options.measure)
         probed = options.zeros or _PROBED
-        self._even = options.even
-        self.sensitivity = [1.0] * len(self.scores) if options.even else self._sensitivity(probed)
+        self._blend = 0.0
+        self.sensitivity = [1.0] * len(self.scores)
+        if not options.even:
+            self.sensitivity = self._sensitivity(probed)
+            self._blend = min(_BLENDS, key=lambda blend: self._divergence(probed, blend))
 
     def find(self, options: ThresholdOptions) -> tuple[Sparsity, Cost]:
         """Thresholds that give the wanted share of zeros, or change of perplexity, on the held-out text."""
@@ -141,10 +147,15 @@ class ThresholdFinder:
         assert options.loss is not None
         return self._search(_PROBED, lambda cost: cost.change, options.loss, options.loss / 10)
 
-    def at(self, zeros: float, even: bool = False) -> Sparsity:
-        """Thresholds for a mean share of zeros on the calibration text; what they cost is not known yet."""
+    def at(self, zeros: float, blend: float | None = None) -> Sparsity:
+        """Thresholds for a mean share of zeros on the calibration text; what they cost is not known yet.
+
+        blend: from 0, the same share in every layer, to 1, spread by sensitivity; None: the one that is best here.
+        """
         curves = [s.curve for s in self.scores]
-        shares = [zeros] * len(curves) if even or self._even else spread(curves, self.sensitivity, zeros).tolist()
+        part = self._blend if blend is None else blend
+        best = spread(curves, self.sensitivity, zeros) if part else zeros
+        shares = np.full(len(curves), (1 - part) * zeros) + part * best
         inputs = [threshold_at(s.inputs, share) for s, share in zip(self.scores, shares, strict=True) if s.inputs]
         return Sparsity(
             self._method,
@@ -185,13 +196,19 @@ class ThresholdFinder:
                 self._progress(layer + 1, layers, "layers scored")
         return found
 
+    def _divergence(self, share: float, blend: float) -> float:
+        sparsity = self.at(share, blend)
+        return self.bench.divergence([layer_floor(sparsity, i, s.norms) for i, s in enumerate(self.scores)])
+
     def _sensitivity(self, share: float) -> list[float]:
         """Divergence for a unit of lost energy, of each layer alone with this share of zeros."""
         layers = len(self.scores)
-        probe = self.at(share, even=True)
+        probe = self.at(share, blend=0)
         found = []
         for layer, scores in enumerate(self.scores):
-            divergence = self.bench.divergence_of(layer, layer_floor(probe, layer, scores.norms))
+            floors: list[Mapping[str, Any]] = [{}] * layers
+            floors[layer] = layer_floor(probe, layer, scores.norms)
+            divergence = self.bench.divergence(floors)
             lost = scores.curve.lost[max(scores.curve.at(share), 0)]
             found.append(max(divergence, 1e-9) / max(float(lost), 1e-30))
             self._progress(layer + 1, layers, "layers tried")

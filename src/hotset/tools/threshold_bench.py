@@ -48,12 +48,9 @@ class Bench:
         self._exact = [_log_softmax(core.logits()) for window in self._sample for _ in self._steps(window)]
         self._exact_surprise = self._surprise()
 
-    def divergence_of(self, layer: int, floor: Mapping[str, Any]) -> float:
-        """Mean Kullback-Leibler divergence, nats, of the next token's distribution if only this layer has a floor."""
-        self._apply([floor if i == layer else {} for i in range(len(self._none))])
-        return self._divergence()
-
-    def _divergence(self) -> float:
+    def divergence(self, floors: Floors) -> float:
+        """Mean Kullback-Leibler divergence, nats, of the next token's distribution on the sample."""
+        self._apply(floors)
         steps = (self._core.logits() for window in self._sample for _ in self._steps(window))
         found = [_divergence(exact, logits) for exact, logits in zip(self._exact, steps, strict=True)]
         return float(np.concatenate(found).mean())
@@ -67,7 +64,7 @@ class Bench:
         for window in self._held_out:
             got.append(self._surprise_of(window))
             active = self._core.take_record()[0]
-            counts += _ONES[active].sum(axis=(0, 2), dtype=np.int64)
+            counts += count_active(active)
             tokens += len(active)
         self._core.record(activations=False)
         difference = np.concatenate(got) - self._exact_surprise
@@ -80,7 +77,7 @@ class Bench:
             perplexity=math.exp(exact + difference.mean()),
             error=float(difference.std() / math.sqrt(max(len(difference) - 1, 1))),
             tokens=len(difference),
-            divergence=self._divergence(),
+            divergence=self.divergence(floors),
         )
 
     def _surprise(self) -> NDArray[np.float64]:
@@ -104,6 +101,11 @@ class Bench:
     def _apply(self, floors: Floors) -> None:
         for layer, floor in enumerate(floors):
             self._core.set_ffn_floor(layer, **floor)
+
+
+def count_active(record: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[layers]: neurons other than zero in what `_core.Engine.take_record` gives, all tokens together."""
+    return np.asarray(_ONES[record].sum(axis=(0, 2), dtype=np.int64))
 
 
 def _cut(windows: Sequence[Window], tokens: int) -> Iterator[Window]:

@@ -1,0 +1,162 @@
+"""Log-likelihood of continuations, many at once; continuations of one context share what is computed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hotset.engine.backend import PAGE
+from hotset.engine.engine import Engine
+from hotset.errors import InputError
+
+_MOST_LOGIT_BYTES = 64 << 20  # of one step: float32 rows of the whole vocabulary add up fast
+_NONE, _ALL = 0, 2  # of `want`
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """tokens[first:] are scored, given those before; first >= 1."""
+
+    tokens: list[int]
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    value: float  # sum of log p of the scored tokens
+    greedy: bool  # each of them is the likeliest
+
+
+@dataclass(slots=True)
+class _Job:
+    """Tokens to append to a sequence, and what became of those that are scored."""
+
+    handle: int
+    length: int  # that the sequence will have, for dynamic RoPE
+    tokens: list[int]
+    targets: list[int] = field(default_factory=list)  # after each token; empty: no logits are wanted
+    done: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    likeliest: list[bool] = field(default_factory=list)
+
+
+def likelihoods(
+    engine: Engine,
+    groups: Sequence[Sequence[Continuation]],
+    *,
+    single: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Iterator[list[Likelihood]]:
+    """Of each group's continuations, in order; a group's common beginning is computed once.
+
+    single: scored tokens are computed one by one, as in generating: predictors of a packed model then choose for each.
+    progress: called with groups done. Raises: InputError for a continuation that exceeds the context.
+    """
+    done = 0
+    while done < len(groups):
+        count = _fitting(engine, groups[done:])
+        yield from _batch(engine, groups[done : done + count], single)
+        done += count
+        progress(done)
+
+
+def _fitting(engine: Engine, groups: Sequence[Sequence[Continuation]]) -> int:
+    """How many groups fit the KV cache together, at least one, after old prefixes went if need be."""
+    wanted = _pages(groups[0])
+    for continuation in groups[0]:
+        if len(continuation.tokens) > engine.context:
+            raise InputError(f"a text has {len(continuation.tokens)} tokens; the context holds {engine.context}")
+    engine.make_room(min(wanted * PAGE, engine.context))
+    free, count, tokens = engine.core.kv_free_tokens() // PAGE, 1, len(groups[0][0].tokens)
+    while count < len(groups) and tokens < 4 * engine.max_step_tokens:
+        wanted += _pages(groups[count])
+        tokens += len(groups[count][0].tokens)
+        if wanted > free:
+            break
+        count += 1
+    return count
+
+
+def _pages(group: Sequence[Continuation]) -> int:
+    """Most pages that a group takes: of its beginning, and of each continuation, which copies the page they share."""
+    shared = _shared(group)
+    return -(-shared // PAGE) + sum(-(-len(c.tokens) // PAGE) - shared // PAGE for c in group)
+
+
+def _shared(group: Sequence[Continuation]) -> int:
+    """Tokens that all have in common and that come before the last one whose logits are wanted."""
+    least = min(c.first for c in group) - 1
+    first = group[0].tokens
+    for i in range(least):
+        if any(c.tokens[i] != first[i] for c in group):
+            return i
+    return least
+
+
+def _batch(engine: Engine, groups: Sequence[Sequence[Continuation]], single: bool) -> list[list[Likelihood]]:
+    handles: list[int] = []
+    try:
+        with engine.lock:
+            roots = []
+            for group in groups:
+                handles.append(engine.core.sequence_new())
+                longest = max(len(c.tokens) for c in group)
+                roots.append(_Job(handles[-1], longest, group[0].tokens[: _shared(group)]))
+            _run(engine, [job for job in roots if job.tokens], engine.max_step_tokens)
+            jobs: list[list[_Job]] = []
+            for root, group in zip(roots, groups, strict=True):
+                jobs.append([])
+                for c in group:
+                    handles.append(engine.core.sequence_fork(root.handle))
+                    start = len(root.tokens)
+                    jobs[-1].append(_Job(handles[-1], len(c.tokens), c.tokens[start:-1], c.tokens[start + 1 :]))
+            rows = min(engine.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * engine.vocab)))
+            _run(engine, [job for some in jobs for job in some], 1 if single else rows)
+    finally:
+        for handle in handles:
+            engine.core.sequence_free(handle)
+    return [[_scored(job, c) for job, c in zip(some, g, strict=True)] for some, g in zip(jobs, groups, strict=True)]
+
+
+def _scored(job: _Job, c: Continuation) -> Likelihood:
+    count = len(c.tokens) - c.first
+    return Likelihood(float(np.sum(job.logprobs[-count:], dtype=np.float64)), all(job.likeliest[-count:]))
+
+
+def _run(engine: Engine, jobs: list[_Job], most: int) -> None:
+    """Computes all jobs in steps of at most `most` tokens, long ones in parts, in the order given."""
+    waiting = [job for job in jobs if job.tokens]
+    while waiting:
+        parts: list[tuple[_Job, int]] = []
+        left = most
+        for job in waiting:
+            if left == 0:
+                break
+            parts.append((job, min(left, len(job.tokens) - job.done)))
+            left -= parts[-1][1]
+        _step(engine, parts)
+        waiting = [job for job in waiting if job.done < len(job.tokens)]
+
+
+def _step(engine: Engine, parts: Sequence[tuple[_Job, int]]) -> None:
+    core = engine.core
+    spans = [slice(job.done, job.done + count) for job, count in parts]
+    core.step(
+        np.array([job.handle for job, _ in parts], np.int32),
+        np.array([count for _, count in parts], np.int32),
+        np.array([t for (job, _), span in zip(parts, spans, strict=True) for t in job.tokens[span]], np.int32),
+        np.array([_ALL if job.targets else _NONE for job, _ in parts], np.uint8),
+        np.array([job.length for job, _ in parts], np.int64),
+    )
+    targets = [t for (job, _), span in zip(parts, spans, strict=True) for t in job.targets[span]]
+    logprobs = core.token_logprobs(np.array(targets, np.int32)).tolist() if targets else []
+    best = core.logits().argmax(axis=1).tolist() if targets else []
+    at = 0
+    for job, count in parts:
+        job.done += count
+        if job.targets:
+            job.logprobs += logprobs[at : at + count]
+            job.likeliest += [a == b for a, b in zip(best[at : at + count], targets[at : at + count], strict=True)]
+            at += count

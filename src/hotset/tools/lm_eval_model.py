@@ -1,0 +1,80 @@
+"""hotset as a model of lm-evaluation-harness, for its whole catalogue of tasks. Needs lm_eval 0.4.
+
+import hotset.tools.lm_eval_model
+lm_eval.simple_evaluate(model="hotset", model_args="path=STORE", tasks=["arc_easy"])
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+
+from hotset.engine.likelihood import Continuation, likelihoods
+from hotset.errors import UsageError
+from hotset.llm import LLM
+from hotset.tools.evaluate import prefix_token
+
+
+@register_model("hotset")  # type: ignore[untyped-decorator, unused-ignore]
+class HotsetLM(TemplateLM):  # type: ignore[misc, unused-ignore]
+    """path: whatever `hotset.LLM` takes; options: its keyword arguments."""
+
+    def __init__(self, path: str | None = None, llm: LLM | None = None, **options: Any) -> None:
+        super().__init__()
+        if (path is None) == (llm is None):
+            raise UsageError("want either path=STORE or llm=LLM(…)")
+        known = ("memory", "threads", "context", "kv_tokens", "kv", "isa", "load", "predict", "plan")
+        chosen = {name: value for name, value in options.items() if name in known}
+        self.llm = llm if llm is not None else LLM(str(path), **chosen)
+
+    @property
+    def eot_token_id(self) -> int:
+        return prefix_token(self.llm.tokenizer)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        starts = [self.llm.tokenizer.bos_id] if self.llm.tokenizer.adds_bos and add_special_tokens is not False else []
+        return [i for i in starts if i is not None] + self.llm.tokenizer.encode(string, add_special=False)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Requests of one context come one after another, and share it."""
+        limit = self.llm.context
+        pairs = []
+        for _pair, context, continuation in requests:
+            whole = [*context, *continuation][-limit:]
+            pairs.append(Continuation(whole, max(len(whole) - len(continuation), 1)))
+        contexts = [tuple(context) for _pair, context, _ in requests]
+        starts = [i for i in range(len(pairs)) if i == 0 or contexts[i] != contexts[i - 1]]
+        groups = [pairs[a:b] for a, b in zip(starts, [*starts[1:], len(pairs)], strict=True)]
+        return [(one.value, one.greedy) for some in likelihoods(self.llm.engine, groups) for one in some]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Whole texts in windows of the context, side by side; the first token after the one that begins a text."""
+        found = []
+        for request in requests:
+            tokens, size = self.tok_encode(request.args[0], add_special_tokens=False), self.llm.context - 1
+            total = 0.0
+            for at in range(0, len(tokens), size):
+                before = self.eot_token_id if at == 0 else tokens[at - 1]
+                group = [Continuation([before, *tokens[at : at + size]], 1)]
+                total += next(likelihoods(self.llm.engine, [group]))[0].value
+            found.append(total)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        found: list[str] = []
+        for request in requests:
+            text, wishes = request.args
+            until, most = wishes.get("until", ()), int(wishes.get("max_gen_toks", 256))
+            prompt = self.tok_encode(text)[-(self.llm.context - most) :]
+            answer = self.llm.generate(
+                prompt,
+                max_tokens=most,
+                stop=(until,) if isinstance(until, str) else tuple(until),
+                temperature=float(wishes.get("temperature", 0.0)) if wishes.get("do_sample") else 0.0,
+            )
+            found.append(answer.text)
+        return found

@@ -1,0 +1,82 @@
+"""Log-likelihoods in batches against one text at a time, on the twin of the core and its pages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hotset.engine.engine import Engine
+from hotset.engine.likelihood import Continuation, likelihoods
+from hotset.errors import InputError
+from tests.engine_twin import VOCAB, CoreTwin, log_softmax, logits_after
+
+
+def engine(pages: int = 40, step: int = 32) -> tuple[Engine, CoreTwin]:
+    core = CoreTwin(pages, step)
+    made = Engine(
+        core,
+        vocab=VOCAB,
+        context=min(pages * 64, 512),
+        max_step_tokens=step,
+        draw_factory=lambda *_: lambda row: (0, 0.0),
+        make_decoder=lambda: None,  # type: ignore[arg-type, return-value]
+        token_text=str,
+    )
+    return made, core
+
+
+def alone(c: Continuation) -> tuple[float, bool]:
+    rows = [logits_after(c.tokens[:i]) for i in range(c.first, len(c.tokens))]
+    scored = c.tokens[c.first :]
+    value = sum(log_softmax(row)[t] for row, t in zip(rows, scored, strict=True))
+    return value, all(int(row.argmax()) == t for row, t in zip(rows, scored, strict=True))
+
+
+def texts(rng: np.random.Generator) -> list[list[Continuation]]:
+    groups = []
+    for _ in range(12):
+        context = rng.integers(0, VOCAB, rng.integers(1, 150)).tolist()
+        endings = [rng.integers(0, VOCAB, rng.integers(1, 30)).tolist() for _ in range(rng.integers(1, 5))]
+        groups.append([Continuation(context + ending, len(context)) for ending in endings])
+    same = rng.integers(0, VOCAB, 70).tolist()  # beginnings that differ before what is scored
+    groups.append([Continuation([*same[:65], i, *same[66:]], 68) for i in (1, 2)])
+    groups.append([Continuation([3, int(logits_after([3]).argmax())], 1)])
+    return groups
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("pages", [40, 12])
+def test_each_as_if_it_were_alone(pages: int, single: bool) -> None:
+    groups = texts(np.random.default_rng(5))
+    made, core = engine(pages)
+    seen: list[int] = []
+    found = list(likelihoods(made, groups, single=single, progress=seen.append))
+    assert seen[-1] == len(groups)
+    for group, some in zip(groups, found, strict=True):
+        for c, one in zip(group, some, strict=True):
+            value, greedy = alone(c)
+            assert one.value == pytest.approx(value, abs=1e-4)
+            assert one.greedy == greedy
+    assert found[-1][0].greedy
+    assert core.kv_free_tokens() == pages * 64  # every sequence was given back
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    made, core = engine(step=64)
+    context = list(range(40)) * 3
+    list(likelihoods(made, [[Continuation([*context, i, i], len(context)) for i in range(4)]]))
+    assert core.steps == 2 + 1  # 119 tokens in steps of 64, then 4 x 2 tokens together
+
+
+def test_pages_come_back_after_an_error() -> None:
+    made, core = engine()
+    core.interrupt_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        list(likelihoods(made, texts(np.random.default_rng(1))))
+    assert core.kv_free_tokens() == 40 * 64
+
+
+def test_too_long_a_text_is_refused() -> None:
+    made, _ = engine()
+    with pytest.raises(InputError, match="513 tokens; the context holds 512"):
+        list(likelihoods(made, [[Continuation([0] * 513, 5)]]))
