@@ -12,6 +12,7 @@ from hotset import _core
 from hotset.config import LayerConfig, ModelConfig, RopeConfig
 
 Floats = NDArray[np.float32]
+_Map = tuple[_core.TensorRef, _core.TensorRef]
 
 
 @dataclass
@@ -115,6 +116,19 @@ def make_sparse_model(folder: Path, config: ModelConfig, fmt: str, seed: int = 0
     )  # fmt: skip
     weights = main.weights | dense.weights
     return SparseModel(config, resident, dense_ffn, neurons, bundles.path, offsets, stride, weights)
+
+
+def random_maps(folder: Path, config: ModelConfig, rank: int = 32) -> tuple[list[tuple[Floats, Floats]], list[_Map]]:
+    """Low-rank maps of all layers that predict nothing: their weights, and where an engine finds them."""
+    rng = np.random.default_rng(5)
+    file = _File(folder / "maps.bin")
+    weights, refs = [], []
+    for layer in range(len(config.layers)):
+        pair = tuple(rng.standard_normal(s, np.float32) for s in ((rank, config.hidden), (config.ffn, rank)))
+        weights.append((pair[0] / np.float32(config.hidden**0.5), pair[1] / np.float32(rank**0.5)))
+        refs.append((file.matrix("down", layer, weights[-1][0]), file.matrix("up", layer, weights[-1][1])))
+    file.write()
+    return weights, refs
 
 
 def run(engine: _core.Engine, prompt: list[int], steps: list[int]) -> Floats:

@@ -74,15 +74,18 @@ void make_neuron_file(pipeline::NeuronFile* self, std::string path, const std::s
 void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slots, std::string policy,
                   std::string predictor, std::vector<float> keep, std::vector<float> fetch,
                   std::vector<std::pair<model::TensorRef, model::TensorRef>> low_rank, bool relu,
-                  std::string backend, size_t depth, bool draft_only) {
+                  std::string backend, size_t depth, bool draft_only, bool ahead) {
   if (predictor != "all" && predictor != "gate" && predictor != "low-rank")
     throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate or low-rank");
+  if (ahead && predictor != "low-rank")
+    throw InvalidArgument("only predictor low-rank can look ahead, not " + predictor);
   new (self) SparseSetup{{std::move(hot),
                           cold_slots,
                           std::move(policy),
                           std::move(keep),
                           std::move(fetch),
                           draft_only,
+                          ahead,
                           {std::move(backend), depth, true}},
                          std::move(predictor),
                          {},
@@ -139,5 +142,5 @@ void bind_sparse(nb::module_& m) {
       .def("__init__", &make_options, nb::arg("hot"), nb::arg("cold_slots"), nb::arg("policy") = "clock",
            nb::arg("predictor") = "all", nb::arg("keep") = nb::list(), nb::arg("fetch") = nb::list(),
            nb::arg("low_rank") = nb::list(), nb::arg("relu") = false, nb::arg("backend") = "auto",
-           nb::arg("depth") = 64, nb::arg("draft_only") = false);
+           nb::arg("depth") = 64, nb::arg("draft_only") = false, nb::arg("ahead") = false);
 }

@@ -7,13 +7,14 @@
 namespace hotset::cache {
 
 NeuronCache::NeuronCache(size_t neurons, std::vector<uint32_t> hot, size_t slots, size_t stride,
-                         std::string_view policy)
+                         std::string_view policy, uint32_t layers_kept)
     : neurons_(neurons),
       stride_(stride),
       hot_(std::move(hot)),
       slot_(hot_.size() * neurons, kAbsent),
       owner_(slots),
-      policy_(make_policy(policy, slots)) {
+      policy_(make_policy(policy, slots)),
+      layers_kept_(layers_kept) {
   size_t total = 0;
   for (uint32_t n : hot_) {
     if (n > neurons)
@@ -42,7 +43,7 @@ const uint8_t* NeuronCache::find(size_t layer, uint32_t neuron) {
 
 uint32_t NeuronCache::take_slot() {
   if (used_ < owner_.size()) return used_++;
-  const uint32_t slot = policy_->victim(time_);
+  const uint32_t slot = policy_->victim(time_ + 1 - layers_kept_);
   if (slot == EvictionPolicy::kNone || owner_[slot] == kNobody) return slot;
   slot_[owner_[slot]] = kAbsent;
   ++counters_.evictions;

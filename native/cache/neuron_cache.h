@@ -24,8 +24,10 @@ class NeuronCache {
  public:
   // hot[layer]: neurons of the prefix that stay. slots: cold neurons in all. stride: bytes of a bundle.
   // Throws OutOfMemory, InvalidArgument.
-  NeuronCache(size_t neurons, std::vector<uint32_t> hot, size_t slots, size_t stride,
-              std::string_view policy);
+  // layers_kept: 1, or 2 where the neurons of a layer are looked up while those of the one before are at
+  // work.
+  NeuronCache(size_t neurons, std::vector<uint32_t> hot, size_t slots, size_t stride, std::string_view policy,
+              uint32_t layers_kept = 1);
 
   size_t layers() const { return hot_.size(); }
   size_t hot(size_t layer) const { return hot_[layer]; }
@@ -33,7 +35,8 @@ class NeuronCache {
     return {hot_memory_.data() + hot_offset_[layer], hot_[layer] * stride_};
   }
 
-  // Begins work on a layer: what is touched or admitted from here on stays until the next call.
+  // Begins work on a layer: what is touched or admitted from here on stays until the next `layers_kept` calls
+  // are over.
   void begin() { ++time_; }
   // The bundle if it is in memory (and marks it used), else null.
   const uint8_t* find(size_t layer, uint32_t neuron);
@@ -65,7 +68,7 @@ class NeuronCache {
   std::vector<uint64_t> owner_;  // [slots] layer * neurons + neuron
   uint32_t used_ = 0;            // slots ever given out; fresh ones first
   std::unique_ptr<EvictionPolicy> policy_;
-  uint32_t time_ = 0;
+  uint32_t layers_kept_, time_ = layers_kept_;  // the first times are those of free slots
   CacheCounters counters_;
 };
 

@@ -21,9 +21,9 @@ class Lru : public EvictionPolicy {
     time_[slot] = time;
   }
   void touch(uint32_t slot, uint32_t time) override { insert(slot, time); }
-  uint32_t victim(uint32_t time) override {
+  uint32_t victim(uint32_t in_use) override {
     const uint32_t slot = links_[end_].previous;
-    return slot == end_ || time_[slot] == time ? kNone : slot;
+    return slot == end_ || time_[slot] >= in_use ? kNone : slot;
   }
 
  private:
@@ -57,12 +57,12 @@ class Clock : public EvictionPolicy {
     if (count_[slot] < most_) ++count_[slot];
     time_[slot] = time;
   }
-  uint32_t victim(uint32_t time) override {
+  uint32_t victim(uint32_t in_use) override {
     // Each round halves the counters, so after 8 of them all are 0 and only slots in use remain.
     for (size_t i = 0; i < count_.size() * 8; ++i) {
       const uint32_t slot = hand_;
       hand_ = hand_ + 1 == count_.size() ? 0 : hand_ + 1;
-      if (time_[slot] == time) continue;
+      if (time_[slot] >= in_use) continue;
       if (count_[slot] == 0) return slot;
       count_[slot] /= 2;
     }

@@ -9,15 +9,15 @@
 
 namespace hotset::cache {
 
-// Slots 0..n-1. Time is a counter that the cache advances once per layer of a step; a slot touched at the
-// current time is in use and must not be chosen. Not thread-safe.
+// Slots 0..n-1. Time is a counter that the cache advances once per layer of a step; slots touched lately are
+// in use and must not be chosen. Not thread-safe.
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
   virtual void insert(uint32_t slot, uint32_t time) = 0;  // the slot got a new neuron
   virtual void touch(uint32_t slot, uint32_t time) = 0;   // its neuron was used
-  // A slot that may be reused, or kNone if every slot was touched at `time`.
-  virtual uint32_t victim(uint32_t time) = 0;
+  // A slot last touched before `in_use`, or kNone if there is none.
+  virtual uint32_t victim(uint32_t in_use) = 0;
   static constexpr uint32_t kNone = UINT32_MAX;
 };
 

@@ -5,8 +5,11 @@
 // memory form one list, those that are not are read into the cache; gate and up of the list are computed
 // while the reads run (up where the gate is not zero), then those of what has arrived; at last down where the
 // product is not zero, all neurons in store order. So every sum has one order, and a result depends neither
-// on what was in memory nor on threads or the drive. Many tokens (a prompt) use nearly all neurons: all are
-// computed, dense, streamed from the drive in file order. Source: PowerInfer-2 (arXiv:2406.06282), section 4.
+// on what was in memory nor on threads or the drive. A predictor that looks a layer ahead is given the input
+// of the layer before, so that the reads have all of that layer and the attention in between to arrive. Many
+// tokens (a prompt) use nearly all neurons: all are computed, dense, streamed from the drive in file order.
+// Sources: PowerInfer-2 (arXiv:2406.06282), section 4; looking ahead: Deja Vu (arXiv:2310.17157),
+// section 4.3.
 #pragma once
 
 #include <memory>
@@ -18,6 +21,7 @@
 #include "model/ffn.h"
 #include "pipeline/lane_rows.h"
 #include "pipeline/layer_stream.h"
+#include "pipeline/neuron_fetch.h"
 #include "pipeline/neuron_file.h"
 #include "predictor/predictor.h"
 
@@ -31,6 +35,8 @@ struct SparseOptions {
   // predictor.
   std::vector<float> keep, fetch;
   bool draft_only = false;  // the predictor chooses neurons for drafts alone; all else is computed dense
+  bool ahead =
+      false;  // the predictor of a layer is given the input of the layer before, but that of the first
   io::ReaderOptions io;
 };
 
@@ -68,17 +74,31 @@ class SparseFfn : public model::Ffn {
     std::vector<Neuron> neurons;  // in store order
     std::vector<float> products;  // [rows][neurons]
   };
+  // Neurons of a layer that a step computes: what was in memory when they were chosen, and what is read.
+  struct Chosen {
+    size_t layer = kNoLayer;
+    List present, coming;
+    size_t spilled = 0;
+  };
+  // Reads that the calling thread sends before the others compute, and between two chunks of its own.
+  static constexpr size_t kFirstReads = 16, kMoreReads = 16;
+  static constexpr size_t kNoLayer = SIZE_MAX;
   void load_hot();
   void run_sparse(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
-  void select(size_t layer, const model::Input& in, ThreadPool& pool);
-  void consider(size_t layer, uint32_t neuron, float score);
-  size_t request(size_t layer, size_t begin);
-  void collect(size_t layer, size_t begin, size_t end);
-  void abandon(size_t layer, size_t begin, size_t end);
-  void compute(size_t layer, List& list, size_t begin, size_t end, size_t rows, ThreadPool& pool);
+  void step(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
+  // Looking ahead, two layers are under way at a time.
+  size_t turn(size_t layer) const { return options_.ahead ? layer % 2 : 0; }
+  Chosen& chosen(size_t layer) { return chosen_[turn(layer)]; }
+  void choose(size_t layer, const model::Input& in, ThreadPool& pool);
+  void consider(Chosen& c, uint32_t neuron, float score);
+  void request(Chosen& c, uint32_t neuron);
+  void drop_unused();
+  void abandon();
+  void compute(size_t layer, List& list, size_t rows, ThreadPool& pool);
   void compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows);
+  void check(size_t layer, const List& list, ThreadPool& pool) const;
   void record(size_t layer, const List& list, size_t rows);
-  void sum_down(size_t rows, ThreadPool& pool, model::Rows y);
+  void sum_down(const Chosen& c, size_t rows, ThreadPool& pool, model::Rows y);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to);
   // Neighbouring neurons of a layer in memory, `stride` bytes apart; `first` is a multiple of kPieceNeurons.
@@ -104,17 +124,16 @@ class SparseFfn : public model::Ffn {
   size_t used_bytes_;  // of a bundle that are needed then: all of it, or what stands before the gate
   size_t held_bytes_;  // those as direct I/O reads them: from one bundle in memory to the next
   cache::NeuronCache cache_;
-  std::unique_ptr<io::Reader> reader_;
+  size_t spill_slots_;  // of a layer: places for reads when the whole cache is in use
+  Buffer spill_;        // pages come on first use
+  NeuronFetch fetch_;   // after what it reads into
   LayerStream stream_;
 
-  // One layer's work, reused.
+  // Work of the layer at hand and of the next one, reused.
   Buffer score_memory_;
   model::Rows scores_;
   LaneRows lanes_;
-  List present_, missing_;
-  Buffer spill_;  // places for reads when the whole cache is in use; pages come on first use
-  size_t spilled_ = 0;
-  std::vector<uint8_t*> places_;  // of missing_
+  Chosen chosen_[2];
   std::vector<const uint8_t*> down_;
   std::vector<float> weights_;
   // Prompts: one piece's products, and what each thread needs.

@@ -132,7 +132,8 @@ class SparseOptions:
     hot: neurons of each layer that stay in memory; cold_slots: of all layers together; policy: "lru", "clock" or "lfu";
     predictor: "all" (compute every neuron), "gate" (exact, gates in memory) or "low-rank"; keep, fetch: [layers] least
     score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank, hidden],
-    up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the predictor.
+    up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the
+    predictor; ahead: maps of all layers but the first are given the input of the layer before.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class SparseOptions:
         backend: str = "auto",
         depth: int = 64,
         draft_only: bool = False,
+        ahead: bool = False,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------

@@ -1,0 +1,67 @@
+#include "pipeline/neuron_fetch.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace hotset::pipeline {
+
+NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io)
+    : file_(file), bytes_(bytes), io_(std::move(io)), reader_(io::open_reader(file.path, io_)) {
+  ended_.resize(reader_->depth());
+}
+
+void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* place) {
+  if (!reader_) reader_ = io::open_reader(file_.path, io_);
+  if (in_flight_ == 0 && batches_[1 - batch].reads.empty()) first_ = batch;
+  batches_[batch].reads.push_back({file_.position(layer, neuron), {place, bytes_}, batch});
+}
+
+void NeuronFetch::send(size_t most) {
+  for (size_t i = 0; i < kBatches; ++i) {
+    Batch& b = batches_[(first_ + i) % kBatches];
+    const size_t n = std::min({b.reads.size() - b.sent, reader_->depth() - in_flight_, most});
+    if (n == 0) continue;
+    reader_->submit({b.reads.data() + b.sent, n});
+    b.sent += n;
+    in_flight_ += n;
+    reads_ += n;
+    most -= n;
+  }
+}
+
+void NeuronFetch::take(size_t min_done) {
+  const size_t n = reader_->wait({ended_.data(), in_flight_}, min_done);
+  for (size_t i = 0; i < n; ++i) ++batches_[ended_[i]].ended;
+  in_flight_ -= n;
+}
+
+void NeuronFetch::pump(size_t most) {
+  const bool waiting =
+      std::any_of(batches_.begin(), batches_.end(), [](const Batch& b) { return b.sent < b.reads.size(); });
+  if (!waiting) return;
+  if (in_flight_ > 0) take(0);
+  send(most);
+}
+
+void NeuronFetch::wait(size_t batch) {
+  Batch& b = batches_[batch];
+  if (b.ended < b.reads.size()) {
+    const auto start = std::chrono::steady_clock::now();
+    first_ = batch;
+    while (b.ended < b.reads.size()) {
+      send(b.reads.size());
+      take(1);
+    }
+    stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  b = {};
+  first_ = 1 - batch;
+}
+
+void NeuronFetch::abandon() {
+  reader_.reset();  // waits for reads that still write into their places
+  for (Batch& b : batches_) b = {};
+  in_flight_ = 0;
+}
+
+}  // namespace hotset::pipeline

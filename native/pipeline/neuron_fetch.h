@@ -1,0 +1,54 @@
+// Reads single neurons for the layer at hand and for the next one.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "io/reader.h"
+#include "pipeline/neuron_file.h"
+
+namespace hotset::pipeline {
+
+// Reads are queued in two batches and sent as the drive takes them, those of the batch queued first before
+// the others. Owned by one thread. After an error every read has ended, and the next add() starts with a new
+// reader: the file may be whole again.
+class NeuronFetch {
+ public:
+  static constexpr size_t kBatches = 2;
+  // bytes: of each bundle that are read.
+  NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io);
+
+  // Queues the read of a neuron into `place`, which must stay until the batch is done.
+  void add(size_t batch, size_t layer, uint32_t neuron, uint8_t* place);
+  // Notes what has come and sends at most so many reads; does not wait. Throws IoError.
+  void pump(size_t most);
+  // Returns when every read of the batch has ended; the batch is empty then. Throws IoError.
+  void wait(size_t batch);
+  void abandon();  // ends all reads
+
+  uint64_t reads() const { return reads_; }
+  uint64_t bytes_read() const { return reads_ * bytes_; }
+  double stall_seconds() const { return stall_seconds_; }  // in wait()
+
+ private:
+  struct Batch {
+    std::vector<io::Read> reads;
+    size_t sent = 0, ended = 0;
+  };
+  void send(size_t most);
+  void take(size_t min_done);
+
+  const NeuronFile& file_;
+  size_t bytes_;
+  io::ReaderOptions io_;
+  std::unique_ptr<io::Reader> reader_;
+  std::array<Batch, kBatches> batches_;
+  std::vector<uint64_t> ended_;
+  size_t first_ = 0;      // batch that is sent first
+  size_t in_flight_ = 0;  // of both
+  uint64_t reads_ = 0;
+  double stall_seconds_ = 0;
+};
+
+}  // namespace hotset::pipeline
