@@ -180,7 +180,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
     keep: list[float] = []
     fetch: list[float] = []
     low_rank: list[tuple[_core.TensorRef, _core.TensorRef]] = []
-    relu = False
+    relu = ahead = False
     if plan.predictor == "gate":
         limit = least_gate(model, store.entries)
         if limit is None:
@@ -190,7 +190,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         trained = read_predictors(store.path, store.neurons)
         if trained is None:
             raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
-        keep, fetch, relu = list(trained.keep), list(trained.fetch), trained.relu
+        keep, fetch, relu, ahead = list(trained.keep), list(trained.fetch), trained.relu, trained.ahead
         pairs = zip(trained.down, trained.up, strict=True)
         low_rank = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
     return _core.SparseOptions(
@@ -205,4 +205,5 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         plan.backend,
         plan.depth,
         plan.drafts,
+        ahead=ahead,
     )

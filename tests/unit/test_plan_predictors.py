@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hotset import LLM, _core
 from hotset.errors import FormatError, UsageError
-from hotset.formats.predictors import PREDICTORS_FILE, Predictors, read_predictors, write_predictors
+from hotset.formats.predictors import PREDICTORS_FILE, Predictors, Thresholds, read_predictors, write_predictors
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.planner.plan_file import write_plan
@@ -22,8 +22,13 @@ from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
 
 ROOT = Path(__file__).parents[2]
-FACTS = {"relu": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
+FACTS = {"relu": False, "ahead": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
 Floats = NDArray[np.float32]
+TABLES = Thresholds(
+    np.array([0.01, 0.1], np.float32),
+    np.array([[3.0, 4.0]] * 5, np.float32),
+    np.array([[0.5, 0.25], *[[0.3, 0.15]] * 4], np.float32),
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def write(packed: Store, dense: Store, facts: dict[str, Any] = FACTS, limit: flo
     assert packed.neurons is not None
     maps = [(np.eye(packed.neurons.hidden, dtype=np.float32), gate) for gate in gates(dense)]
     layers = packed.neurons.layers
-    write_predictors(packed.path, packed.neurons, maps, [limit] * layers, [2 * limit] * layers, facts, fmt)
+    write_predictors(packed.path, packed.neurons, maps, [limit] * layers, [2 * limit] * layers, TABLES, facts, fmt)
 
 
 def read(packed: Store) -> Predictors | None:
@@ -70,6 +75,10 @@ def test_what_was_written_is_read(packed: Store, dense: Store) -> None:
     found = read(packed)
     assert found is not None and packed.neurons is not None
     assert found.keep == (0.5,) * 5 and found.fetch == (1.0,) * 5 and found.relu is False
+    assert found.ahead is False
+    assert found.tables.at(0.01) == found.tables.at(0.05) == found.tables.at(0.001) == (3.0,) * 5
+    assert found.tables.at(0.2) == (4.0,) * 5
+    assert found.tables.share(0.02) == pytest.approx(0.34)
     assert (found.candidates, found.recall, found.perplexity_change) == (1.5, 0.95, 0.001)
     for layer, (entry, gate) in enumerate(zip(found.up, gates(dense), strict=True)):
         data = np.fromfile(entry.path, np.uint8, entry.bytes, offset=entry.offset)
@@ -120,7 +129,7 @@ def test_files_that_do_not_fit(packed: Store, dense: Store) -> None:
         read(packed)
     assert packed.neurons is not None
     maps = [(np.eye(8, 64, dtype=np.float32), np.zeros((172, 8), np.float32))] * 5
-    write_predictors(packed.path, packed.neurons, maps[:4], [0.0] * 5, [0.0] * 5, FACTS)
+    write_predictors(packed.path, packed.neurons, maps[:4], [0.0] * 5, [0.0] * 5, TABLES, FACTS)
     with pytest.raises(FormatError, match="layers"):
         read(packed)
 
@@ -142,5 +151,5 @@ def test_a_failure_leaves_no_file(packed: Store, dense: Store) -> None:
     assert packed.neurons is not None
     maps = [(np.eye(64, dtype=np.float32), np.full((172, 64), np.nan, np.float32))] * 5
     with pytest.raises(FormatError):
-        write_predictors(packed.path, packed.neurons, maps, [0.0] * 5, [0.0] * 5, FACTS)
+        write_predictors(packed.path, packed.neurons, maps, [0.0] * 5, [0.0] * 5, TABLES, FACTS)
     assert not list(packed.path.glob("*predictors*"))

@@ -24,7 +24,16 @@ from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.profile_text import windows
 from hotset.tools.train_predictor import TrainOptions, split, train_predictor
 from hotset.tools.train_predictor_calibrate import STEP, Bench, Quality, calibrate, thresholds
-from hotset.tools.train_predictor_fit import LOSSES, Tried, constant_row, expected_log, fit_layer, try_scores
+from hotset.tools.train_predictor_fit import (
+    LOSSES,
+    LayerInputs,
+    TrainingInputs,
+    Tried,
+    constant_row,
+    expected_log,
+    fit_layer,
+    try_scores,
+)
 from hotset.tools.train_predictor_inputs import capture, read_neurons
 from hotset.tools.train_predictor_report import TrainReport, as_json, lines
 
@@ -139,10 +148,12 @@ def test_map_finds_the_neurons_that_contribute(store: Path, tmp_path: Path) -> N
     llm = LLM(store)
     parts = windows([TEXT], llm.tokenizer, 400, 2400)
     inputs = capture(core, parts, tmp_path / "x.npy", model.config, STEP, lambda *_: None)
-    for layer in range(2):
+    for layer, ahead in ((0, 0), (1, 0), (1, 1)):
         neurons = read_neurons(opened, model, layer)
         x, held_out = np.array(inputs[layer, :1800]), np.array(inputs[layer, 1800:])
-        down, up, fit = fit_layer(neurons, x, held_out, [32, 64], 0.01)
+        seen = [np.array(part) for part in (inputs[layer - ahead, :1800], inputs[layer - ahead, 1800:])]
+        training = TrainingInputs(x, seen[0], moments(x), moments(seen[0]))
+        down, up, fit = fit_layer(neurons, training, LayerInputs(held_out, seen[1]), [32, 64], 0.01)
         assert (down.shape, up.shape) == ((fit.rank, 64), (model.config.ffn, fit.rank))
         energy = np.square(neurons.contributions(held_out))
         assert neurons.gate is not None
@@ -151,7 +162,9 @@ def test_map_finds_the_neurons_that_contribute(store: Path, tmp_path: Path) -> N
         # At 3 % of the energy lost, about as many neurons as by the exact gates (up has no ReLU, so no linear function
         # says more), and far fewer than by chance.
         at = [t.at(0.03)[1] for t in (fit.tried, gates_alone, chance)]
-        assert at[0] < 1.05 * at[1] < at[2]
+        # The input of the layer before tells less, of these small layers that change everything.
+        assert ahead or at[0] < 1.1 * at[1]
+        assert at[1] < at[2]
         assert fit.tried.at(0.03)[1] < 0.6 * chance.at(0.03)[1]
 
 

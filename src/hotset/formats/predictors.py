@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,35 @@ from hotset.formats.store_file import StoreTensor, WeightFile
 from hotset.quant import FORMATS
 
 PREDICTORS_FILE = "predictors.safetensors"
-_FACTS = {"relu": bool, "order_crc32c": int, "candidates": float, "recall": float, "perplexity_change": float}
+_TABLES = ("losses", "scores", "predicted")
+_FACTS = {
+    "relu": bool,
+    "ahead": bool,
+    "order_crc32c": int,
+    "candidates": float,
+    "recall": float,
+    "perplexity_change": float,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Thresholds:
+    """Of each layer: the least scores that give up some shares of the energy of its output, on held-out tokens."""
+
+    losses: NDArray[np.float32]  # [n], ascending
+    scores: NDArray[np.float32]  # [layers, n], descending
+    predicted: NDArray[np.float32]  # [layers, n]: share of the neurons with such scores
+
+    def at(self, loss: float) -> tuple[float, ...]:
+        """[layers]: least scores at which not more than about `loss` of the energy is given up."""
+        return tuple(self.scores[:, self._index(loss)].tolist())
+
+    def share(self, loss: float) -> float:
+        """Of the neurons of all layers, that are predicted then."""
+        return float(self.predicted[:, self._index(loss)].mean())
+
+    def _index(self, loss: float) -> int:
+        return max(int(np.searchsorted(self.losses, np.float32(loss), side="right")) - 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +64,9 @@ class Predictors:
     up: tuple[StoreEntry, ...]
     keep: tuple[float, ...]  # [layers]
     fetch: tuple[float, ...]  # [layers], >= keep
+    tables: Thresholds  # what other thresholds would give
     relu: bool  # between down and up
+    ahead: bool  # maps of all layers but the first are given the input of the FFN before
     candidates: float  # neurons computed for each active one
     recall: float  # share of active neurons that are found
     perplexity_change: float  # relative, expected on text like that held out: e^divergence - 1
@@ -68,11 +98,12 @@ def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
     entries = read_weights(path)
     maps = {part: [entries.get(_name(i, part)) for i in range(neurons.layers)] for part in ("down", "up")}
     limits = {name: _limits(path, entries.get(f"hotset.predictor.{name}"), neurons) for name in ("keep", "fetch")}
+    tables = Thresholds(*_tables(path, entries, neurons.layers))
     down, up = (tuple(e for e in maps[part] if e is not None) for part in ("down", "up"))
     _check_shapes(path, down, up, neurons)
     if facts.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; train the predictors again, or remove it")
-    return Predictors(down, up, limits["keep"], limits["fetch"], **facts)
+    return Predictors(down, up, limits["keep"], limits["fetch"], tables, **facts)
 
 
 def write_predictors(
@@ -81,6 +112,7 @@ def write_predictors(
     maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     keep: Sequence[float],
     fetch: Sequence[float],
+    tables: Thresholds,
     facts: Mapping[str, bool | float],
     fmt: str = "q8_0",
 ) -> Path:
@@ -96,8 +128,10 @@ def write_predictors(
         for i, both in enumerate(maps)
         for part, matrix in zip(("down", "up"), both, strict=True)
     ]
+    vectors = {"keep": keep, "fetch": fetch, **{name: getattr(tables, name).ravel() for name in _TABLES}}
     tensors += [
-        StoreTensor(f"hotset.predictor.{name}", "f32", len(keep), 0, neurons=False) for name in ("keep", "fetch")
+        StoreTensor(f"hotset.predictor.{name}", "f32", len(values), 0, neurons=False)
+        for name, values in vectors.items()
     ]
     about = json.dumps({**facts, "order_crc32c": order_crc32c(neurons)})
     partial.unlink(missing_ok=True)
@@ -106,8 +140,8 @@ def write_predictors(
         for layer, (down, up) in enumerate(maps):
             for matrix in (down, up[neurons.read_order(layer)]):
                 _append(file, _packed(fmt, matrix))
-        for limits in (keep, fetch):
-            _append(file, np.array(limits, "<f4").view(np.uint8))
+        for values in vectors.values():
+            _append(file, np.array(values, "<f4").view(np.uint8))
         file.close()
     except BaseException:
         file.abandon()
@@ -150,6 +184,18 @@ def _is(value: object, kind: type) -> bool:
     if kind is int:
         return is_count(value)
     return type(value) in (int, float) and math.isfinite(float(str(value)))
+
+
+def _tables(path: Path, entries: Mapping[str, StoreEntry], layers: int) -> Iterator[NDArray[np.float32]]:
+    count = 0
+    for name in _TABLES:
+        entry = entries.get(f"hotset.predictor.{name}")
+        count = count or (entry.rows if entry else 0)
+        wanted = count if name == "losses" else layers * count
+        if entry is None or not count or (entry.fmt, entry.rows, entry.cols) != ("f32", wanted, 0):
+            raise FormatError(f"{path} lacks its table of {name}; train the predictors again")
+        values = np.frombuffer(read_at(path, entry.offset, entry.bytes), "<f4")
+        yield values if name == "losses" else values.reshape(layers, count)
 
 
 def _limits(path: Path, entry: StoreEntry | None, neurons: NeuronInfo) -> tuple[float, ...]:

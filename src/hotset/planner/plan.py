@@ -58,7 +58,7 @@ class Placement:
             "predictor": sizes.predictor_bytes(self.predictor),
             "hot": sum(self.hot) * sizes.stride,
             "cold": self.cold_slots * sizes.slot_bytes,
-            "spill": sizes.spill_bytes(min(self.hot), self.cold_slots),
+            "spill": sizes.spill_bytes(self.predictor, min(self.hot), self.cold_slots),
         }
 
 
@@ -84,7 +84,7 @@ def place(
     need = sizes.ffn * sizes.stride  # one layer's neurons pass through memory, if not all stay
     if room < need:
         raise MemoryBudgetError(f"the neurons need {need - room} bytes more than there are; raise the budget")
-    fitting = [p for p in predictors if sizes.predictor_bytes(p) + need <= room] or ["all"]
+    fitting = [p for p in predictors if sizes.predictor_bytes(p) + need * sizes.layers_at_work(p) <= room] or ["all"]
     found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, profiled, host) for p in fitting]
     whole = [f for f in found if sum(f.hot) == sizes.neurons]
     if whole and "low-rank" not in fitting:  # nothing is read, so what is predicted exactly makes little difference
@@ -105,39 +105,42 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
     left = room - sizes.predictor_bytes(predictor)
     nothing = np.zeros(sizes.layers, np.int64)
     if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
-        return Placement(predictor, _grown(nothing, sizes, left), 0)
+        return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
     if left >= sizes.neurons * sizes.stride:
         demand = Demand(profiled.use(predictor).active, profiled.active, 0) if profiled else None
         return Placement(predictor, (sizes.ffn,) * sizes.layers, 0, demand)
     if profiled is None:
         slots = left // sizes.slot_bytes
         if slots < ASSUMED_ACTIVE * sizes.neurons:  # the cliff, see below: any fixed part hits more
-            return Placement(predictor, _grown(nothing, sizes, left), 0)
+            return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
         return Placement(predictor, (0,) * sizes.layers, min(slots, sizes.neurons))
     use = profiled.use(predictor)
-    border, slots = min(_splits(use, sizes, left), key=lambda split: use.cold_misses(*split))
+    border, slots = min(_splits(use, sizes, predictor, left), key=lambda split: use.cold_misses(*split))
     hot = tuple(use.hot[border].tolist())
     if slots < use.unions[0, border]:  # the cliff: slots that one token overwrites never hit
-        hot, slots = _grown(use.hot[border], sizes, left), 0
+        hot, slots = _grown(use.hot[border], sizes, predictor, left), 0
     demand = Demand(use.active, profiled.active, use.cold_misses(border, slots))
     return Placement(predictor, hot, slots, demand)
 
 
-def _splits(use: NeuronUse, sizes: NeuronSizes, left: int) -> Iterator[tuple[int, int]]:
-    """(border, cold slots) of every hot set that fits, with slots for all that one layer can miss."""
+def _splits(use: NeuronUse, sizes: NeuronSizes, predictor: Predictor, left: int) -> Iterator[tuple[int, int]]:
+    """(border, cold slots) of every hot set that fits, with slots for all that the layers at work can miss."""
+    at_work = sizes.layers_at_work(predictor)
     for border, hot in enumerate(use.hot):
         slots = (left - int(hot.sum()) * sizes.stride) // sizes.slot_bytes
-        if border > 0 and slots < sizes.ffn - int(hot.min()):
+        if border > 0 and slots < at_work * (sizes.ffn - int(hot.min())):
             return
         yield border, min(slots, sizes.neurons - int(hot.sum()))
 
 
-def _grown(hot: NDArray[np.int64], sizes: NeuronSizes, left: int) -> tuple[int, ...]:
+def _grown(hot: NDArray[np.int64], sizes: NeuronSizes, predictor: Predictor, left: int) -> tuple[int, ...]:
     """The hot sets with as many more neurons of each layer as fit without cold slots."""
     if left >= sizes.neurons * sizes.stride:
         return (sizes.ffn,) * sizes.layers
-    spare = left - int(hot.sum()) * sizes.stride - sizes.spill_bytes(int(hot.min()), 0)
-    more = max(0, spare) // (max(1, sizes.layers - 1) * sizes.stride)  # one of each layer, and one less to spill
+    at_work = sizes.layers_at_work(predictor)
+    spare = left - int(hot.sum()) * sizes.stride - sizes.spill_bytes(predictor, int(hot.min()), 0)
+    each = max(1, sizes.layers - at_work) * sizes.stride  # one of each layer, and one less to spill of those at work
+    more = max(0, spare) // each
     return tuple(int(n) for n in np.minimum(hot + more, sizes.ffn))
 
 

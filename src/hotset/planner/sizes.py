@@ -27,6 +27,7 @@ class NeuronSizes:
     stride: int  # bytes of a neuron as it is read and held; of a whole bundle unless `of` says otherwise
     gate_bytes: int  # all gates as matrices; 0: the gate does not tell whether a neuron is zero
     low_rank_bytes: int = 0  # predictors that came with the store; 0: none
+    low_rank_ahead: bool = False  # whether these are given the input of the layer before
     stride_without_gate: int = 0  # what is read and held where the gates are in memory already; 0: the same
 
     def of(self, predictor: Predictor) -> NeuronSizes:
@@ -50,9 +51,18 @@ class NeuronSizes:
         matrices = self.gate_bytes if predictor == "gate" else self.low_rank_bytes
         return matrices + 4 * _TILE * (self.ffn + 63)
 
-    def spill_bytes(self, hot: int, cold_slots: int) -> int:
-        """Of the missing neurons of a layer that find every cold slot in use, where `hot` of a layer stay."""
-        return max(0, self.ffn - hot - cold_slots) * self.stride
+    def layers_at_work(self, predictor: Predictor) -> int:
+        """Whose neurons are in use at a time."""
+        return 2 if predictor == "low-rank" and self.low_rank_ahead else 1
+
+    def spill_bytes(self, predictor: Predictor, hot: int, cold_slots: int) -> int:
+        """Of the missing neurons of a layer that find every cold slot in use, where `hot` of a layer stay.
+
+        The first of the layers at work may have taken all slots.
+        """
+        layers = self.layers_at_work(predictor)
+        cold = self.ffn - hot
+        return layers * min(cold, max(0, layers * cold - cold_slots)) * self.stride
 
     def overhead_bytes(self, step_tokens: int, threads: int) -> int:
         """Everything but the neurons in memory and the predictor: tables, and buffers of prompts."""

@@ -28,6 +28,7 @@ def neuron_sizes(store: Store, model: Model, trained: Predictors | None) -> Neur
         stride=info.stride,
         gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
         low_rank_bytes=trained.bytes if trained else 0,
+        low_rank_ahead=trained.ahead if trained else False,
         stride_without_gate=min(info.stride, -(-before_gate // max(alignment, 64)) * max(alignment, 64)),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +16,15 @@ import numpy as np
 
 from hotset.errors import InputError, UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.predictors import Predictors, read_predictors, write_predictors
+from hotset.formats.predictors import Predictors, Thresholds, read_predictors, write_predictors
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
+from hotset.planner.lowrank import moments
 from hotset.tokenizer import Tokenizer
 from hotset.tools.profile_text import Window, windows
 from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality, calibrate, thresholds
-from hotset.tools.train_predictor_fit import FORMAT, ROWS, LayerFit, fit_layer
+from hotset.tools.train_predictor_fit import FORMAT, LOSSES, ROWS, LayerFit, LayerInputs, TrainingInputs, fit_layer
 from hotset.tools.train_predictor_inputs import Floats, capture, read_neurons
 from hotset.tools.train_predictor_report import TrainReport, layer_report
 
@@ -40,6 +41,7 @@ class TrainOptions:
     loss: float = 0.005  # allowed, relative, of perplexity
     measure: int = 256  # tokens taken one by one in each run that thresholds are tried in
     threads: int = 0  # 0: all cores
+    ahead: bool = True  # maps are given the input of the FFN before
 
     def check(self, hidden: int) -> None:
         """Raises UsageError."""
@@ -96,7 +98,9 @@ class _Training:
         keep, fetch = thresholds([f.tried for f in self.fits], runs[-1].energy)
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
         report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, inputs.shape[1], time.monotonic() - start)
-        path = write_predictors(self.store.path, self.info, self.maps, keep, fetch, report.facts, FORMAT)
+        path = write_predictors(
+            self.store.path, self.info, self.maps, keep, fetch, self._tables(), self._facts(report.facts), FORMAT
+        )
         return replace(report, path=path)
 
     def _inputs(self, training: list[Window], held_out: list[Window]) -> tuple[Floats, list[Passage]]:
@@ -111,10 +115,18 @@ class _Training:
         own = sorted({max(round(share * hidden / ROWS), 1) * ROWS for share in _RANKS})
         ranks = own if self.options.rank is None else [self.options.rank]
         every = max(1, (inputs.shape[1] - count) // _TRIED)
+        before: TrainingInputs | None = None
         for layer in range(layers):
             neurons = read_neurons(self.store, self.model, layer)
             x, held_out = np.array(inputs[layer, :count]), np.array(inputs[layer, count::every])
-            down, up, fit = fit_layer(neurons, x, held_out, ranks, self.options.loss)
+            found = moments(x)
+            before = before or TrainingInputs(x, x, found, found)
+            if not self.options.ahead:
+                before = TrainingInputs(x, x, found, found)
+            training = TrainingInputs(x, before.x, found, before.moments)
+            seen = held_out if before.x is x else np.array(inputs[layer - 1, count::every])
+            down, up, fit = fit_layer(neurons, training, LayerInputs(held_out, seen), ranks, self.options.loss)
+            before = training
             own_order = np.empty_like(up)
             own_order[self.info.read_order(layer)] = up
             self.maps.append((self._kept(f"down-{layer}", down), self._kept(f"up-{layer}", own_order)))
@@ -143,11 +155,18 @@ class _Training:
 
         return calibrate(measure, self.options.loss)
 
+    def _tables(self) -> Thresholds:
+        found = [fit.tried for fit in self.fits]
+        return Thresholds(LOSSES, np.array([t.thresholds for t in found]), np.array([t.predicted for t in found]))
+
+    def _facts(self, facts: Mapping[str, bool | float]) -> dict[str, bool | float]:
+        return {**facts, "ahead": self.options.ahead}
+
     def _everything(self) -> Predictors:
         """The maps as the engine reads them, with thresholds that leave nothing out."""
         least = [float("-inf")] * self.info.layers
-        facts = {"relu": False, "candidates": 1.0, "recall": 1.0, "perplexity_change": 0.0}
-        write_predictors(self.work, self.info, self.maps, least, least, facts, FORMAT)
+        facts = self._facts({"relu": False, "candidates": 1.0, "recall": 1.0, "perplexity_change": 0.0})
+        write_predictors(self.work, self.info, self.maps, least, least, self._tables(), facts, FORMAT)
         trained = read_predictors(self.work, self.info)
         assert trained is not None
         return trained

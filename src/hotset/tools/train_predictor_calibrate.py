@@ -112,7 +112,9 @@ class Bench:
         maps = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
         layers = self.info.layers
         core = self._core(
-            _core.SparseOptions([0] * layers, self.slots, "clock", "low-rank", keep, fetch, maps, trained.relu)
+            _core.SparseOptions(
+                [0] * layers, self.slots, "clock", "low-rank", keep, fetch, maps, trained.relu, ahead=trained.ahead
+            )
         )
         figures = np.concatenate([np.array(list(_compare(core, passage))) for passage in text])
         kl, exact, got, scored = figures.T

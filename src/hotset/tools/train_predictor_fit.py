@@ -6,8 +6,9 @@ The engine keeps the neurons whose score is above a threshold, so scores must or
 1. What a neuron contributes if its margins are known up to logistic noise: the logarithm of the expected product. It
    falls on below zero, so it also says how far an idle neuron is from being active.
 2. That target as a linear function of the margins, and so of the input: least squares for each neuron by itself.
-3. The best map of the rank for these functions under the inputs' covariance (planner/lowrank.py). Rows are weighted by
-   how much their neurons contribute.
+3. The directions of the best map of the rank for these functions under the inputs' covariance (planner/lowrank.py),
+   rows weighted by how much their neurons contribute; then the regression of the input on these directions of what the
+   predictor is given. That may be the input of the FFN before: reads then start a layer earlier.
 4. The functions' constants: one row of the map is the linear function of the input that is nearest to 1.
 docs/decisions/log.md has what else was tried.
 """
@@ -23,14 +24,15 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.models.gate import ZERO_BELOW
-from hotset.planner.lowrank import Moments, fit_low_rank, moments
+from hotset.planner.lowrank import Moments, fit_low_rank
 from hotset.tools.train_predictor_inputs import Floats, Neurons
 
-FORMAT = "q8_0"
+FORMAT = "q4_0"  # half the bytes of q8_0, and asks for 7 % more neurons at equal loss
 ROWS = 32  # ranks are multiples of it: columns that share a scale
 LOSSES: Floats = np.geomspace(1e-6, 0.9, 128).astype(np.float32)  # shares of lost energy that thresholds are kept for
 _SAMPLE = 512  # tokens from which the linear functions are found: three numbers a neuron
 _NOISE = 0.588  # scale of the logistic noise for margins of spread 1: that of a normal distribution with spread 1
+_RIDGE = 1e-3  # of the regression, to the variance of its features
 _LEAST_REACH = 1e-3  # weight of a neuron that never was active, to that of the mean
 _MISSES = (
     6  # a neuron asked for costs as much as so many from memory: one in 20 is read, and a read costs 100 times more
@@ -62,43 +64,72 @@ class LayerFit:
     fit_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """Inputs of one FFN, and what its predictor is given for them: the same, or the input of the FFN before it."""
+
+    x: Floats  # [tokens, hidden]
+    seen: Floats  # [tokens, hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInputs(LayerInputs):
+    """With what takes long to find, and serves the next layer, too."""
+
+    moments: Moments  # of x
+    seen_moments: Moments
+
+
 def fit_layer(
-    neurons: Neurons, x: Floats, held_out: Floats, ranks: Sequence[int], loss: float
+    neurons: Neurons, training: TrainingInputs, held_out: LayerInputs, ranks: Sequence[int], loss: float
 ) -> tuple[Floats, Floats, LayerFit]:
-    """The cheapest map among `ranks`, fitted on inputs x [tokens, hidden] and tried on held_out.
+    """The cheapest map among `ranks`, fitted on some inputs and tried on others.
 
     loss: share of lost energy at which the ranks are compared. Cheapest: by what the predictor and the neurons that it
     asks for take to fetch, so a layer that has few active neurons gets a small one.
     Returns: down [rank, hidden], up [ffn, rank] in the order of the store, and what is to be said of them.
     """
     start = time.monotonic()
-    energy = np.square(neurons.contributions(held_out))
+    energy = np.square(neurons.contributions(held_out.x))
     best = None
-    for down, up in _maps(neurons, x, ranks):
+    for down, up in _maps(neurons, training, ranks):
         rounded = _rounded(down), _rounded(up)
-        middle: Floats = held_out @ rounded[0].T
+        middle: Floats = held_out.seen @ rounded[0].T
         tried = try_scores(middle @ rounded[1].T, energy)
-        cost = _bytes(down, up) + tried.at(loss)[1] * len(up) * _MISSES * 3 * _core.vector_bytes("q4_0", x.shape[1])
+        cost = _bytes(down, up) + tried.at(loss)[1] * len(up) * _MISSES * 3 * _core.vector_bytes("q4_0", down.shape[1])
         if best is None or cost < best[0]:
             best = cost, down, up, tried
     assert best is not None
     _, down, up, tried = best
-    took = _time_us(down, up, held_out[:1])
+    took = _time_us(down, up, held_out.seen[:1])
     return down, up, LayerFit(len(down), _bytes(down, up), tried, took, time.monotonic() - start)
 
 
-def _maps(neurons: Neurons, x: Floats, ranks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
+def _maps(neurons: Neurons, given: TrainingInputs, ranks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
     """(down, up) of every rank. The leading rows of the largest map are those of the smaller ones."""
-    given = moments(x)
-    rows, offset, weight = linear_functions(neurons, x[:: max(1, len(x) // _SAMPLE)])
-    one = constant_row(given)
-    fitted = fit_low_rank(rows * weight[:, None], given, max(ranks) - 1)
+    rows, offset, weight = linear_functions(neurons, given.x[:: max(1, len(given.x) // _SAMPLE)])
+    one = constant_row(given.seen_moments)
+    into = fit_low_rank(rows * weight[:, None], given.moments, max(ranks) - 1).into
+    middle = given.seen @ into.T
+    into /= middle.std(axis=0)[:, None]  # q4_0 and q8_0 share scales within rows of `up`
+    middle /= middle.std(axis=0)
     for rank in ranks:
-        into, out = fitted.into[: rank - 1], fitted.out[:, : rank - 1]
-        # Of the mean input, the rows that are left out gave a part; without them the constant gives it.
-        rest = fitted.out[:, rank - 1 :] @ (fitted.into[rank - 1 :] @ given.mean)
-        constant = offset + (fitted.offset + rest) / weight
-        yield np.concatenate([one[None], into]), np.concatenate([constant[:, None], out / weight[:, None]], axis=1)
+        fitted, constant = _regression(middle[:, : rank - 1], given.x)
+        out = rows @ fitted.T
+        yield (
+            np.concatenate([one[None], into[: rank - 1]]),
+            np.concatenate([(offset + rows @ constant)[:, None], out], axis=1, dtype=np.float32),
+        )
+
+
+def _regression(features: Floats, x: Floats) -> tuple[Floats, Floats]:
+    """x [tokens, hidden] is about features [tokens, n] @ the first, [n, hidden], + the second, [hidden]."""
+    means = features.mean(axis=0), x.mean(axis=0)
+    centred = features - means[0]
+    gram = centred.T @ centred
+    gram[np.diag_indices(len(gram))] += _RIDGE * len(x)
+    slopes: Floats = np.linalg.solve(gram, centred.T @ x).astype(np.float32)
+    return slopes, means[1] - means[0] @ slopes
 
 
 def _bytes(*matrices: Floats) -> int:
