@@ -16,7 +16,7 @@ from draft_lengths import RandomLength
 
 from hotset import LLM, Completion, _core
 from hotset.engine import Sample
-from hotset.formats.predictors import PREDICTORS_FILE, write_predictors
+from hotset.formats.predictors import PREDICTORS_FILE, Thresholds, write_predictors
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.planner.drafting import verification, with_drafts
@@ -30,10 +30,11 @@ from hotset.tools.plan_sizes import neuron_sizes
 from hotset.tools.run_stats import lines, run_stats
 
 ROOT = Path(__file__).parents[2]
-FACTS = {"relu": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
+FACTS = {"relu": False, "ahead": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
 PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park. They", "One day"]
-# The map is the gate itself, so the limit alone says how good drafts are: all active neurons, few, none.
-LIMITS = {"good": 1e-6, "rough": 0.7, "useless": 1e9}
+# The map is the gate itself, so the limit alone says how good drafts are: all active neurons, few, none. The rough one is
+# also given the wrong input, that of the layer before.
+LIMITS = {"good": 1e-6, "rough": 0.3, "useless": 1e9}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +58,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
         assert store.neurons is not None
         hidden, layers = store.neurons.hidden, store.neurons.layers
         maps = [(np.eye(hidden, dtype=np.float32), gate) for gate in gates(dense)]
-        write_predictors(store.path, store.neurons, maps, [limit] * layers, [2 * limit] * layers, FACTS, "f32")
+        none = np.zeros((layers, 1), np.float32)
+        tables, facts = Thresholds(none[0], none, none), FACTS | {"ahead": name == "rough"}
+        limits = [limit] * layers, [2 * limit] * layers
+        write_predictors(store.path, store.neurons, maps, *limits, tables, facts, "f32")
         made[name] = store
     return made
 
