@@ -28,12 +28,16 @@ struct QTile {
 };
 
 // One token's activations in lane order, for vectors of single neurons (quant/neuron.h): in a block of 512
-// columns lane g holds group g. Lanes past the last group are 0.
+// columns lane g holds group g. Lanes past the last group are 0. Token t of a tile of `stride` tokens is at
+// [block][t]: blocks of several tokens lie together.
 struct LaneVector {
-  int8_t* q;    // [blocks][8][16][4]   byte [j][g][b] = column g*32 + 4*j + b of the block
-  float* d;     // [blocks][16]
-  int32_t* s;   // [blocks][16]
-  size_t cols;  // blocks = ceil(cols / 512)
+  int8_t* q;          // [blocks][stride][8][16][4]   byte [j][g][b] = column g*32 + 4*j + b of the block
+  float* d;           // [blocks][stride][16]
+  int32_t* s;         // [blocks][stride][16]
+  size_t cols;        // blocks = ceil(cols / 512)
+  size_t stride = 1;  // tokens of the tile
+
+  LaneVector token(size_t t) const { return {q + t * 512, d + t * 16, s + t * 16, cols, stride}; }
 };
 
 enum class Activation : uint8_t { none, silu, gelu, gelu_tanh, relu, relu2, shifted_relu };
@@ -101,25 +105,29 @@ struct Kernels {
 
   // As quantize(), in lane order.
   void (*quantize_lanes)(const float* x, const LaneVector& v);
-  // out[i] = dot(vectors[i], x): rows of gate or up, each of x.cols weights.
-  using DotNeurons = void (*)(const uint8_t* const* vectors, size_t n, const LaneVector& x, float* out);
+  // out[i * tokens + t] = dot(vectors[i], token t from x on): rows of gate or up, each of x.cols weights.
+  using DotNeurons = void (*)(const uint8_t* const* vectors, size_t n, const LaneVector& x, size_t tokens,
+                              float* out);
   DotNeurons dot_neurons_q4_0, dot_neurons_q8_0;
+  // out[k] = dot(vectors[i], token tokens[k] from x on) for k in [first[i], first[i + 1]), first[0] = 0.
+  using DotPairs = void (*)(const uint8_t* const* vectors, size_t n, const LaneVector& x,
+                            const uint32_t* first, const uint16_t* tokens, float* out);
+  DotPairs dot_pairs_q4_0, dot_pairs_q8_0;
   // y[c] = sum over i, in order, of a[i] * vectors[i][c], for the columns of blocks [begin, end) of 512:
   // columns of down. The result of a column does not depend on begin and end. Writes to `cols` at most.
   using SumNeurons = void (*)(const uint8_t* const* vectors, const float* a, size_t n, size_t cols,
                               size_t begin, size_t end, float* y);
   SumNeurons sum_neurons_q4_0, sum_neurons_q8_0;
+  // The same into running sums [ceil(cols / 32) * 32] in lane order, which start at 0: adding a list piece by
+  // piece gives the bits of sum_neurons() of the whole list. order_sums() then puts blocks [begin, end) into
+  // column order in place, and zeros behind `cols`.
+  SumNeurons add_neurons_q4_0, add_neurons_q8_0;
+  void (*order_sums)(size_t cols, size_t begin, size_t end, float* sums);
   // Rows of gate or up of n <= 16 neurons as one packed row block (quant/format.h) of the same format, no
-  // value changed: for prompts, where the matrix kernels pay.
+  // value changed.
   using InterleaveNeurons = void (*)(const uint8_t* const* vectors, size_t n, size_t cols,
                                      uint8_t* row_block);
   InterleaveNeurons interleave_neurons_q4_0, interleave_neurons_q8_0;
-  // Columns of down of n <= 64 neurons, for hidden columns [512 * block, ...): the transposed matrix, rounded
-  // to q8_0 with a scale for every 32 neurons. Row block i of the 32 (fewer at the end) gets one column block
-  // at out + i * stride.
-  using TransposeNeurons = void (*)(const uint8_t* const* vectors, size_t n, size_t cols, size_t block,
-                                    uint8_t* out, size_t stride);
-  TransposeNeurons transpose_neurons_q4_0, transpose_neurons_q8_0;
 
   // max and log(sum(exp(x))) of n logits; argmax (lowest index wins).
   void (*logsumexp)(const float* x, size_t n, float* max, float* lse);

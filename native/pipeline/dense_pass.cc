@@ -1,156 +1,127 @@
-// SparseFfn for many tokens: every neuron, in pieces that stream from the drive while the piece before is
-// computed.
+#include "pipeline/dense_pass.h"
+
 #include <algorithm>
-#include <cstring>
 
 #include "base/trace.h"
-#include "model/ffn_floor.h"
-#include "pipeline/sparse_ffn.h"
 
 namespace hotset::pipeline {
 
 using kernels::kTile;
-using model::from_group;
 using model::Input;
 using model::Rows;
 using quant::Format;
 
 namespace {
-constexpr size_t kUnit = quant::kColBlock;  // neurons whose products one thread makes and quantizes
+constexpr size_t kUnit = 32;  // neurons whose products one thread makes at a time
+constexpr size_t kPart =
+    128;  // tokens it makes them for: their activations (590 KB at hidden 4096) stay in L2
+static_assert(kPart % kTile == 0);
 constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
 
-size_t tile_rows(size_t rows, size_t tile) { return std::min(kTile, rows - tile * kTile); }
+size_t blocks_of(size_t cols) { return (cols + kBlockCols - 1) / kBlockCols; }
 }  // namespace
 
-void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
-  in.q->shape(in.rows, desc_.hidden);
-  pool.parallel_for(in.rows, 4, [&](size_t begin, size_t end, size_t) {
+DensePass::DensePass(const model::ModelDesc& desc, const NeuronFile& file, const kernels::Kernels& k,
+                     size_t max_rows, size_t max_piece)
+    : desc_(desc),
+      file_(file),
+      k_(k),
+      products_of_(desc, file, k),
+      max_piece_(max_piece),
+      lanes_(max_rows, desc.hidden),
+      product_memory_(max_rows * max_piece * sizeof(float)),
+      index_memory_(max_rows * max_piece * sizeof(uint16_t)),
+      products_{reinterpret_cast<float*>(product_memory_.data()), max_piece},
+      active_(max_rows) {}
+
+void DensePass::begin(const Input& in, bool gate_matrix, ThreadPool& pool, Rows y) {
+  threads_.resize(std::max(threads_.size(), pool.size()));
+  lanes_.shape(in.rows);
+  if (gate_matrix) in.q->shape(in.rows, desc_.hidden);
+  pool.parallel_for(in.rows, 2, [&](size_t begin, size_t end, size_t) {
     for (size_t t = begin; t < end; ++t) {
-      k_.quantize(in.f.row(t), desc_.hidden, in.q->tile(t / kTile), t % kTile);
-      std::fill_n(y.row(t), desc_.hidden, 0.0f);
+      k_.quantize_lanes(in.f.row(t), lanes_.row(t));
+      if (gate_matrix) k_.quantize(in.f.row(t), desc_.hidden, in.q->tile(t / kTile), t % kTile);
+      std::fill_n(y.row(t), model::pad_to(desc_.hidden, quant::kGroup), 0.0f);
     }
   });
-  const size_t hot = cache_.hot(layer), stride = file_.layout.stride;
-  const uint8_t* block = cache_.hot_block(layer).data();
-  // Pieces are the same whatever is hot, and so are the sums: the one on the border is put together.
-  const size_t whole = hot == file_.neurons ? hot : hot - hot % kPieceNeurons;
-  for (size_t first = 0; first < whole; first += kPieceNeurons) {
-    const size_t count = std::min(kPieceNeurons, whole - first);
-    dense_piece({layer, block + first * held_bytes_, held_bytes_, first, count}, in, pool, y);
-  }
-  for (size_t first = hot; first < file_.neurons;) {
-    const auto read = stream_.next(layer, first);
-    {
-      const trace::Span span("check");
-      pool.parallel_for(read.count, 32, [&](size_t begin, size_t end, size_t) {
-        for (size_t i = begin; i < end; ++i)
-          check_bundle(file_, layer, first + i, read.data + i * stride, file_.layout.bytes(),
-                       file_.crc32c[layer][first + i]);
-      });
-    }
-    const size_t before = first == hot ? hot - whole : 0;
-    uint8_t* data = read.data - before * stride;
-    for (size_t i = 0; i < before; ++i)
-      std::memcpy(data + i * stride, block + (whole + i) * held_bytes_, held_bytes_);
-    dense_piece({layer, data, stride, first - before, before + read.count}, in, pool, y);
-    first += read.count;
-  }
 }
 
-void SparseFfn::dense_piece(const Piece& p, const Input& in, ThreadPool& pool, Rows y) {
-  hq_.shape(in.rows, p.count);
+void DensePass::add(const Piece& p, const Input& in, ThreadPool& pool, Rows y, model::Record& record) {
   {
     const trace::Span span("gate and up");
-    pool.parallel_for((p.count + kUnit - 1) / kUnit, 1, [&](size_t begin, size_t end, size_t thread) {
-      for (size_t u = begin; u < end; ++u)
-        dense_unit(p, u * kUnit, std::min(kUnit, p.count - u * kUnit), in, thread_floats_[thread],
-                   thread_bytes_[thread]);
+    pool.parallel_for(p.count, kUnit, [&](size_t begin, size_t end, size_t thread) {
+      unit(p, begin, end - begin, in, threads_[thread]);
     });
   }
   const trace::Span span("down");
-  const size_t blocks = (desc_.hidden + kBlockCols - 1) / kBlockCols;
-  pool.parallel_for(blocks, 1, [&](size_t begin, size_t end, size_t thread) {
-    for (size_t b = begin; b < end; ++b)
-      dense_down(p, b, in.rows, thread_floats_[thread], thread_bytes_[thread], y);
+  pool.parallel_for(in.rows, 4, [&](size_t begin, size_t end, size_t) {
+    for (size_t t = begin; t < end; ++t) gather(p, t, record);
+  });
+  const size_t blocks = blocks_of(desc_.hidden);
+  pool.parallel_for(
+      blocks, std::max<size_t>(1, blocks / (2 * pool.size())),
+      [&](size_t begin, size_t end, size_t thread) { down(p, begin, end, in.rows, threads_[thread], y); });
+}
+
+void DensePass::end(size_t rows, ThreadPool& pool, Rows y) {
+  pool.parallel_for(rows, 4, [&](size_t begin, size_t end, size_t) {
+    for (size_t t = begin; t < end; ++t) k_.order_sums(desc_.hidden, 0, blocks_of(desc_.hidden), y.row(t));
   });
 }
 
-// The vectors at `offset` in bundles [begin, begin + count) of the piece, as row blocks.
-void SparseFfn::interleave(const Piece& p, size_t begin, size_t count, size_t offset, uint8_t* rows) const {
-  const auto kernel =
-      file_.layout.format == Format::q4_0 ? k_.interleave_neurons_q4_0 : k_.interleave_neurons_q8_0;
-  const size_t row_bytes = quant::row_block_bytes(file_.layout.format, desc_.hidden);
-  for (size_t r = 0; r < count; r += quant::kRowBlock, rows += row_bytes) {
-    const size_t n = std::min(quant::kRowBlock, count - r);
-    const uint8_t* vectors[quant::kRowBlock];
-    for (size_t i = 0; i < n; ++i) vectors[i] = p.data + (begin + r + i) * p.stride + offset;
-    kernel(vectors, n, desc_.hidden, rows);
+// Products of neurons [begin, begin + count) of the piece for all tokens.
+void DensePass::unit(const Piece& p, size_t begin, size_t count, const Input& in, Scratch& s) {
+  s.bundles.resize(count);
+  s.index.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    s.bundles[i] = p.data + (begin + i) * p.stride;
+    s.index[i] = static_cast<uint32_t>(p.first + begin + i);
+  }
+  for (size_t first = 0; first < in.rows; first += kPart) {
+    const size_t tokens = std::min(kPart, in.rows - first);
+    const KnownGates known = p.gate ? gate_matrix(p, begin, count, in, first, tokens, s) : KnownGates{};
+    products_of_.run({p.layer, s.bundles.data(), s.index.data(), count}, lanes_.row(first), tokens, known,
+                     s.products, products_.row(first) + begin, products_.ld);
   }
 }
 
-// Products of neurons [begin, begin + count) of the piece for all tokens, and their int8 copy.
-void SparseFfn::dense_unit(const Piece& p, size_t begin, size_t count, const Input& in,
-                           std::vector<float>& scratch, std::vector<uint8_t>& rows) {
+// The gates of a unit from the matrix, whose rows come in blocks of 16.
+KnownGates DensePass::gate_matrix(const Piece& p, size_t begin, size_t count, const Input& in, size_t first,
+                                  size_t tokens, Scratch& s) const {
   const auto matmul = file_.layout.format == Format::q4_0 ? k_.matmul_q4_0 : k_.matmul_q8_0;
-  const size_t col_blocks = quant::col_blocks(desc_.hidden);
-  const size_t row_bytes = quant::row_block_bytes(file_.layout.format, desc_.hidden);
-  const size_t row_blocks = quant::row_blocks(count), width = row_blocks * quant::kRowBlock;
-  rows.resize(std::max(rows.size(), 2 * row_blocks * row_bytes));
-  scratch.resize(std::max(scratch.size(), kTile * width));
-  const uint8_t *up_rows = rows.data(), *gate_rows = rows.data() + row_blocks * row_bytes;
-  interleave(p, begin, count, 0, rows.data());
-  if (gate_known_)
-    gate_rows = predictor_->gate(p.layer)->data + (p.first + begin) / quant::kRowBlock * row_bytes;
-  else if (desc_.gated)
-    interleave(p, begin, count, file_.layout.gate_offset(), rows.data() + row_blocks * row_bytes);
-  for (size_t i = 0; i * kTile < in.rows; ++i) {
-    float* h = h_.row(i * kTile) + begin;
-    const kernels::QTile x = in.q->tile(i);
-    matmul(desc_.gated ? gate_rows : up_rows, row_blocks, col_blocks, x, h, static_cast<ptrdiff_t>(h_.ld));
-    if (desc_.gated)
-      matmul(up_rows, row_blocks, col_blocks, x, scratch.data(), static_cast<ptrdiff_t>(width));
-    for (size_t t = 0; t < x.n; ++t) finish_products(p, begin, count, i, t, scratch.data() + t * width);
-  }
+  const size_t block = (p.first + begin) / quant::kRowBlock;
+  const size_t blocks = quant::row_blocks(p.first + begin + count) - block, width = blocks * quant::kRowBlock;
+  s.gate.resize(tokens * width);
+  for (size_t t = 0; t < tokens; t += kTile)
+    matmul(p.gate->data + block * quant::row_block_bytes(file_.layout.format, desc_.hidden), blocks,
+           quant::col_blocks(desc_.hidden), in.q->tile((first + t) / kTile), s.gate.data() + t * width,
+           static_cast<ptrdiff_t>(width));
+  return {s.gate.data(), width, block * quant::kRowBlock};
 }
 
-void SparseFfn::finish_products(const Piece& p, size_t begin, size_t count, size_t tile, size_t t,
-                                float* up) {
-  float* product = h_.row(tile * kTile + t) + begin;
-  const size_t neuron = p.first + begin;
-  if (desc_.gated) {
-    if (!file_.gate_bias.empty()) k_.add(file_.gate_bias[p.layer].data() + neuron, count, product);
-    if (!file_.up_bias.empty()) k_.add(file_.up_bias[p.layer].data() + neuron, count, up);
-  } else if (!file_.up_bias.empty()) {
-    k_.add(file_.up_bias[p.layer].data() + neuron, count, product);
+// Token t's products that are not zero, and which neurons they are of.
+void DensePass::gather(const Piece& p, size_t t, model::Record& record) {
+  float* product = products_.row(t);
+  if (record.activations) record.mark_all(t, p.layer, p.first, product, p.count);
+  uint16_t* neuron = index(t);
+  size_t n = 0;
+  for (size_t i = 0; i < p.count; ++i) {
+    product[n] = product[i];
+    neuron[n] = static_cast<uint16_t>(i);
+    n += product[i] != 0.0f;
   }
-  model::finish_products(k_, desc_, p.layer, neuron, count, up, product);
-  if (record_->activations) record_->mark_all(tile * kTile + t, p.layer, neuron, product, count);
-  k_.quantize(product, count, from_group(hq_.tile(tile), begin / quant::kGroup), t);
+  active_[t] = n;
 }
 
-// y += down * products for 512 hidden columns.
-void SparseFfn::dense_down(const Piece& p, size_t block, size_t n, std::vector<float>& scratch,
-                           std::vector<uint8_t>& matrix, Rows y) {
-  const auto transpose =
-      file_.layout.format == Format::q4_0 ? k_.transpose_neurons_q4_0 : k_.transpose_neurons_q8_0;
-  const size_t col_blocks = quant::col_blocks(p.count),
-               row_bytes = col_blocks * quant::col_block_bytes(Format::q8_0);
-  const size_t first = block * kBlockCols, used = std::min<size_t>(kBlockCols, desc_.hidden - first);
-  const size_t row_blocks = quant::row_blocks(used), width = row_blocks * quant::kRowBlock;
-  matrix.resize(std::max(matrix.size(), row_blocks * row_bytes));
-  scratch.resize(std::max(scratch.size(), kTile * width));
-  for (size_t c = 0; c < p.count; c += kUnit) {
-    const uint8_t* vectors[kUnit];
-    const size_t m = std::min(kUnit, p.count - c);
-    for (size_t i = 0; i < m; ++i) vectors[i] = p.data + (c + i) * p.stride + file_.layout.down_offset();
-    transpose(vectors, m, desc_.hidden, block,
-              matrix.data() + c / kUnit * quant::col_block_bytes(Format::q8_0), row_bytes);
-  }
-  for (size_t i = 0; i * kTile < n; ++i) {
-    k_.matmul_q8_0(matrix.data(), row_blocks, col_blocks, hq_.tile(i), scratch.data(),
-                   static_cast<ptrdiff_t>(width));
-    for (size_t t = 0; t < tile_rows(n, i); ++t)
-      k_.add(scratch.data() + t * width, used, y.row(i * kTile + t) + first);
+// Adds the piece's down vectors to the sums of all tokens, columns of blocks [begin, end).
+void DensePass::down(const Piece& p, size_t begin, size_t end, size_t rows, Scratch& s, Rows y) {
+  const auto add = file_.layout.format == Format::q4_0 ? k_.add_neurons_q4_0 : k_.add_neurons_q8_0;
+  s.bundles.resize(std::max(s.bundles.size(), p.count));
+  for (size_t t = 0; t < rows; ++t) {
+    for (size_t i = 0; i < active_[t]; ++i)
+      s.bundles[i] = p.data + index(t)[i] * p.stride + file_.layout.down_offset();
+    add(s.bundles.data(), products_.row(t), active_[t], desc_.hidden, begin, end, y.row(t));
   }
 }
 

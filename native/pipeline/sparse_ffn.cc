@@ -6,6 +6,7 @@
 
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "base/trace.h"
 
 namespace hotset::pipeline {
 
@@ -83,15 +84,15 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       spill_(spill_slots_ * held_bytes_ * (options_.ahead ? 2 : 1)),
       fetch_(file_, held_bytes_, options_.io),
       stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
+      products_(desc_, file_, k_),
       lanes_(kMostSparseRows, desc.hidden),
-      hq_(max_rows, kPieceNeurons) {
+      dense_(desc_, file_, k_, max_rows, kPieceNeurons) {
   if (file_.layout.hidden != static_cast<size_t>(desc.hidden) ||
       file_.neurons != static_cast<size_t>(desc.ffn))
     throw InvalidArgument("sparse FFN: the neurons are " + std::to_string(file_.neurons) + " of " +
                           std::to_string(file_.layout.hidden) + ", the model wants " +
                           std::to_string(desc.ffn) + " of " + std::to_string(desc.hidden));
   if (predictor_) scores_ = make_rows(score_memory_, kernels::kTile, file_.neurons);
-  h_ = make_rows(h_memory_, pad_to(max_rows, kernels::kTile), kPieceNeurons);
   load_hot();
 }
 
@@ -120,12 +121,37 @@ void SparseFfn::load_piece(size_t layer, const LayerStream::Piece& piece, uint8_
 void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, model::Record& record,
                     bool draft) {
   record_ = &record;
-  thread_floats_.resize(std::max(thread_floats_.size(), pool.size()));
-  thread_bytes_.resize(std::max(thread_bytes_.size(), pool.size()));
+  scratch_.resize(std::max(scratch_.size(), pool.size()));
   if (in.rows <= kMostSparseRows && (draft || !options_.draft_only))
     run_sparse(layer, in, pool, y);
   else
     run_dense(layer, in, pool, y);
+}
+
+// Every neuron: those that stay in memory, then the others as they stream by.
+void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
+  const size_t hot = cache_.hot(layer), stride = file_.layout.stride;
+  const uint8_t* block = cache_.hot_block(layer).data();
+  const model::Matrix* gate = gate_known_ ? predictor_->gate(layer) : nullptr;
+  dense_.begin(in, gate_known_, pool, y);
+  for (size_t first = 0; first < hot; first += kPieceNeurons) {
+    const size_t count = std::min(kPieceNeurons, hot - first);
+    dense_.add({layer, block + first * held_bytes_, held_bytes_, first, count, gate}, in, pool, y, *record_);
+  }
+  for (size_t first = hot; first < file_.neurons;) {
+    const auto read = stream_.next(layer, first);
+    {
+      const trace::Span span("check");
+      pool.parallel_for(read.count, 32, [&](size_t begin, size_t end, size_t) {
+        for (size_t i = begin; i < end; ++i)
+          check_bundle(file_, layer, first + i, read.data + i * stride, file_.layout.bytes(),
+                       file_.crc32c[layer][first + i]);
+      });
+    }
+    dense_.add({layer, read.data, stride, first, read.count, gate}, in, pool, y, *record_);
+    first += read.count;
+  }
+  dense_.end(in.rows, pool, y);
 }
 
 SparseCounters SparseFfn::counters() const {
@@ -138,7 +164,7 @@ SparseCounters SparseFfn::counters() const {
 
 size_t SparseFfn::bytes() const {
   return cache_.bytes() + (predictor_ ? predictor_->bytes() : 0) + stream_.bytes() + spill_.size() +
-         h_memory_.size() + hq_.bytes() + score_memory_.size();
+         lanes_.bytes() + dense_.bytes() + score_memory_.size();
 }
 
 }  // namespace hotset::pipeline

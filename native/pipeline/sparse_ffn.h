@@ -19,10 +19,12 @@
 #include "cache/neuron_cache.h"
 #include "io/reader.h"
 #include "model/ffn.h"
+#include "pipeline/dense_pass.h"
 #include "pipeline/lane_rows.h"
 #include "pipeline/layer_stream.h"
 #include "pipeline/neuron_fetch.h"
 #include "pipeline/neuron_file.h"
+#include "pipeline/products.h"
 #include "predictor/predictor.h"
 
 namespace hotset::pipeline {
@@ -95,25 +97,13 @@ class SparseFfn : public model::Ffn {
   void drop_unused();
   void abandon();
   void compute(size_t layer, List& list, size_t rows, ThreadPool& pool);
-  void compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows);
+  void compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows,
+                     Products::Scratch& scratch);
   void check(size_t layer, const List& list, ThreadPool& pool) const;
   void record(size_t layer, const List& list, size_t rows);
   void sum_down(const Chosen& c, size_t rows, ThreadPool& pool, model::Rows y);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to);
-  // Neighbouring neurons of a layer in memory, `stride` bytes apart; `first` is a multiple of kPieceNeurons.
-  struct Piece {
-    size_t layer;
-    const uint8_t* data;
-    size_t stride, first, count;
-  };
-  void dense_piece(const Piece& p, const model::Input& in, ThreadPool& pool, model::Rows y);
-  void dense_unit(const Piece& p, size_t begin, size_t count, const model::Input& in,
-                  std::vector<float>& scratch, std::vector<uint8_t>& rows);
-  void interleave(const Piece& p, size_t begin, size_t count, size_t offset, uint8_t* rows) const;
-  void finish_products(const Piece& p, size_t begin, size_t count, size_t tile, size_t t, float* up);
-  void dense_down(const Piece& p, size_t block, size_t n, std::vector<float>& scratch,
-                  std::vector<uint8_t>& matrix, model::Rows y);
 
   const model::ModelDesc& desc_;
   const kernels::Kernels& k_;
@@ -132,17 +122,14 @@ class SparseFfn : public model::Ffn {
   // Work of the layer at hand and of the next one, reused.
   Buffer score_memory_;
   model::Rows scores_;
+  Products products_;
+  std::vector<Products::Scratch> scratch_;  // of each thread
   LaneRows lanes_;
   Chosen chosen_[2];
   std::vector<const uint8_t*> down_;
   std::vector<float> weights_;
-  // Prompts: one piece's products, and what each thread needs.
-  Buffer h_memory_;
-  model::Rows h_;
-  model::QuantizedRows hq_;
+  DensePass dense_;
   model::Record* record_ = nullptr;  // of the running call
-  std::vector<std::vector<float>> thread_floats_;
-  std::vector<std::vector<uint8_t>> thread_bytes_;
   SparseCounters counters_;
 };
 

@@ -1,10 +1,8 @@
 // SparseFfn for a step of few tokens: the neurons that a predictor chooses, read while others are computed.
 #include <algorithm>
-#include <cmath>
 
 #include "base/error.h"
 #include "base/trace.h"
-#include "model/ffn_floor.h"
 #include "pipeline/sparse_ffn.h"
 
 namespace hotset::pipeline {
@@ -15,12 +13,9 @@ using quant::Format;
 
 namespace {
 
-constexpr size_t kChunk = 16;  // neurons of one dot_neurons() call
+constexpr size_t kChunk = 32;  // neurons a thread takes at a time
 constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
 
-kernels::Kernels::DotNeurons dots(const kernels::Kernels& k, Format f) {
-  return f == Format::q4_0 ? k.dot_neurons_q4_0 : k.dot_neurons_q8_0;
-}
 kernels::Kernels::SumNeurons sums(const kernels::Kernels& k, Format f) {
   return f == Format::q4_0 ? k.sum_neurons_q4_0 : k.sum_neurons_q8_0;
 }
@@ -38,6 +33,7 @@ void SparseFfn::run_sparse(size_t layer, const Input& in, ThreadPool& pool, Rows
 
 void SparseFfn::step(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
   ++counters_.layers;
+  lanes_.shape(in.rows);
   for (size_t t = 0; t < in.rows; ++t) k_.quantize_lanes(in.f.row(t), lanes_.row(t));
   if (layer == 0) drop_unused();
   if (layer == 0 || !options_.ahead) choose(layer, in, pool);
@@ -124,13 +120,12 @@ void SparseFfn::request(Chosen& c, uint32_t neuron) {
 
 // The calling thread feeds the drive between its chunks.
 void SparseFfn::compute(size_t layer, List& list, size_t rows, ThreadPool& pool) {
-  const size_t n = list.neurons.size(), chunks = (n + kChunk - 1) / kChunk;
+  const size_t n = list.neurons.size();
   list.products.assign(rows * n, 0.0f);
   fetch_.pump(kFirstReads);
-  pool.parallel_for(chunks, 1, [&](size_t first, size_t last, size_t thread) {
+  pool.parallel_for(n, kChunk, [&](size_t begin, size_t end, size_t thread) {
     if (thread == 0) fetch_.pump(kMoreReads);
-    for (size_t c = first; c < last; ++c)
-      compute_chunk(layer, list, c * kChunk, std::min(n, (c + 1) * kChunk), rows);
+    compute_chunk(layer, list, begin, end, rows, scratch_[thread]);
   });
 }
 
@@ -145,51 +140,18 @@ void SparseFfn::check(size_t layer, const List& list, ThreadPool& pool) const {
   });
 }
 
-// products[t][begin..end): f(gate x_t) * h(up x_t), up only where f(gate) is not zero for some token.
-void SparseFfn::compute_chunk(size_t layer, List& chosen, size_t begin, size_t end, size_t rows) {
-  const std::vector<Neuron>& list = chosen.neurons;
-  const model::FfnFloor& floor = desc_.layers[layer].floor;
-  const size_t n = end - begin;
-  const auto dot = dots(k_, file_.layout.format);
-  const uint8_t* vectors[kChunk];
-  float gate[kMostSparseRows][kChunk], up[kChunk];
-  size_t at[kChunk], live = 0;
-  if (desc_.gated) {
-    for (size_t i = 0; i < n; ++i) vectors[i] = list[begin + i].bundle + file_.layout.gate_offset();
-    for (size_t t = 0; t < rows; ++t) {
-      if (gate_known_)
-        for (size_t i = 0; i < n; ++i) gate[t][i] = scores_.row(t)[list[begin + i].index];
-      else
-        dot(vectors, n, lanes_.row(t), gate[t]);
-      if (!file_.gate_bias.empty())
-        for (size_t i = 0; i < n; ++i) gate[t][i] += file_.gate_bias[layer][list[begin + i].index];
-      k_.activate(desc_.act_gate, desc_.gate_threshold, n, gate[t]);
-      model::drop_below(floor.gate, n, gate[t]);
-    }
-    for (size_t i = 0; i < n; ++i) {
-      bool any = false;
-      for (size_t t = 0; t < rows; ++t) any |= gate[t][i] != 0.0f;
-      if (any) at[live++] = i;
-    }
-  } else {
-    for (live = 0; live < n; ++live) at[live] = live;
+// products[t][begin..end): f(gate x_t) * h(up x_t).
+void SparseFfn::compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows,
+                              Products::Scratch& scratch) {
+  const uint8_t* bundles[kChunk];
+  uint32_t index[kChunk];
+  for (size_t i = begin; i < end; ++i) {
+    bundles[i - begin] = list.neurons[i].bundle;
+    index[i - begin] = list.neurons[i].index;
   }
-  for (size_t i = 0; i < live; ++i) vectors[i] = list[begin + at[i]].bundle;
-  for (size_t t = 0; t < rows && live > 0; ++t) {
-    dot(vectors, live, lanes_.row(t), up);
-    if (!file_.up_bias.empty())
-      for (size_t i = 0; i < live; ++i) up[i] += file_.up_bias[layer][list[begin + at[i]].index];
-    if (desc_.gated)
-      k_.activate(desc_.act_up, desc_.up_threshold, live, up);
-    else
-      k_.activate(desc_.act_gate, desc_.gate_threshold, live, up);
-    float* out = chosen.products.data() + t * list.size() + begin;
-    for (size_t i = 0; i < live; ++i) {
-      const float product = desc_.gated ? gate[t][at[i]] * up[i] : up[i];
-      const float least = floor.product.empty() ? 0.0f : floor.product[list[begin + at[i]].index];
-      out[at[i]] = std::fabs(product) < least ? 0.0f : product;
-    }
-  }
+  const KnownGates known = gate_known_ ? KnownGates{scores_.data, scores_.ld, 0} : KnownGates{};
+  products_.run({layer, bundles, index, end - begin}, lanes_.row(0), rows, known, scratch,
+                list.products.data() + begin, list.neurons.size());
 }
 
 void SparseFfn::record(size_t layer, const List& list, size_t rows) {

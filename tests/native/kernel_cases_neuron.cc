@@ -1,6 +1,5 @@
 // Kernels on vectors of single neurons against sums in double over the decoded weights.
 #include "kernel_cases.h"
-#include "quant/half.h"
 #include "quant/neuron.h"
 
 namespace cases {
@@ -31,79 +30,111 @@ struct Neurons {
   }
 };
 
-// The lane vector with its memory.
+// A tile of lane vectors with its memory.
 struct Lanes {
   std::vector<int8_t> q;
   std::vector<float> d;
   std::vector<int32_t> s;
   kernels::LaneVector view;
 
-  explicit Lanes(size_t cols) {
-    const size_t groups = (cols + 511) / 512 * quant::kLaneGroups;
+  Lanes(const Kernels& k, Rng& rng, size_t tokens, size_t cols) {
+    const size_t groups = (cols + 511) / 512 * quant::kLaneGroups * tokens;
     q.resize(groups * quant::kGroup);
     d.resize(groups);
     s.resize(groups);
-    view = {q.data(), d.data(), s.data(), cols};
+    view = {q.data(), d.data(), s.data(), cols, tokens};
+    for (size_t t = 0; t < tokens; ++t) {
+      const auto x = rng.values(cols, 1.0f);
+      k.quantize_lanes(x.data(), view.token(t));
+      for (size_t c = 0; c < cols; ++c)
+        close(at(t, c), x[c], d[scale_at(t, c)] * 0.5001, k.isa, "quantize_lanes", c);
+    }
   }
-  double at(size_t c) const {
-    const size_t block = c / 512, g = c % 512 / 32, j = c % 32 / 4, b = c % 4;
-    return static_cast<double>(d[block * 16 + g]) * q[block * 512 + (j * 16 + g) * 4 + b];
+  size_t scale_at(size_t t, size_t c) const { return (c / 512 * view.stride + t) * 16 + c % 512 / 32; }
+  double at(size_t t, size_t c) const {
+    const size_t block = c / 512 * view.stride + t, g = c % 512 / 32, j = c % 32 / 4, b = c % 4;
+    return static_cast<double>(d[scale_at(t, c)]) * q[block * 512 + (j * 16 + g) * 4 + b];
   }
 };
+
+void check_dot(const Kernels& k, const Neurons& n, size_t i, const Lanes& x, size_t t, float got) {
+  double want = 0, magnitude = 0;
+  for (size_t c = 0; c < n.cols; ++c) {
+    want += x.at(t, c) * n.weights[i * n.cols + c];
+    magnitude += std::abs(x.at(t, c) * n.weights[i * n.cols + c]);
+  }
+  close(got, want, magnitude * kUnit * (static_cast<double>(n.cols) / 32 + 8), k.isa, "dot_neurons", i);
+}
+
+// Some tokens for every neuron, and the products that dot_neurons() gave for them.
+void check_pairs(const Kernels& k, Rng& rng, const Neurons& n, const Lanes& x,
+                 const std::vector<float>& all) {
+  const size_t rows = x.view.stride;
+  std::vector<uint32_t> first{0};
+  std::vector<uint16_t> tokens;
+  std::vector<float> want;
+  for (size_t i = 0; i < n.count; ++i) {
+    const bool most = rng.one_in(3);
+    for (size_t t = 0; t < rows; ++t) {
+      if (rng.one_in(most ? rows + 1 : 2)) continue;
+      tokens.push_back(static_cast<uint16_t>(t));
+      want.push_back(all[i * rows + t]);
+    }
+    first.push_back(static_cast<uint32_t>(tokens.size()));
+  }
+  std::vector<float> got(tokens.size());
+  const auto pairs = n.format == Format::q4_0 ? k.dot_pairs_q4_0 : k.dot_pairs_q8_0;
+  pairs(n.vectors.data(), n.count, x.view, first.data(), tokens.data(), got.data());
+  CHECK(same_bits(got, want));
+}
 
 }  // namespace
 
 void check_neuron_dots(const Kernels& k, Rng rng) {
   const Neurons n(rng);
-  const auto x = rng.values(n.cols, 1.0f);
-  Lanes lanes(n.cols);
-  k.quantize_lanes(x.data(), lanes.view);
-  for (size_t c = 0; c < n.cols; ++c)
-    close(lanes.at(c), x[c], lanes.d[c / 512 * 16 + c % 512 / 32] * 0.5001, k.isa, "quantize_lanes", c);
+  const size_t rows = rng.one_in(2) ? rng.between(1, 4) : rng.between(5, 40);
+  const Lanes x(k, rng, rows, n.cols);
   const auto dots = n.format == Format::q4_0 ? k.dot_neurons_q4_0 : k.dot_neurons_q8_0;
-  std::vector<float> out(n.count), one(n.count);
-  dots(n.vectors.data(), n.count, lanes.view, out.data());
-  for (size_t i = 0; i < n.count; ++i) {
-    dots(&n.vectors[i], 1, lanes.view, &one[i]);
-    double want = 0, magnitude = 0;
-    for (size_t c = 0; c < n.cols; ++c) {
-      want += lanes.at(c) * n.weights[i * n.cols + c];
-      magnitude += std::abs(lanes.at(c) * n.weights[i * n.cols + c]);
+  std::vector<float> all(n.count * rows), one(n.count * rows);
+  dots(n.vectors.data(), n.count, x.view, rows, all.data());
+  for (size_t i = 0; i < n.count; ++i)
+    for (size_t t = 0; t < rows; ++t) {
+      check_dot(k, n, i, x, t, all[i * rows + t]);
+      dots(&n.vectors[i], 1, x.view.token(t), 1, &one[i * rows + t]);
     }
-    close(out[i], want, magnitude * kUnit * (static_cast<double>(n.cols) / 32 + 8), k.isa, "dot_neurons", i);
-  }
-  CHECK(same_bits(out, one));
+  CHECK(same_bits(all, one));
+  check_pairs(k, rng, n, x, all);
 }
 
 void check_neuron_sums(const Kernels& k, Rng rng) {
   const Neurons n(rng);
   const auto a = rng.values(n.count, 1.0f);
   const auto sums = n.format == Format::q4_0 ? k.sum_neurons_q4_0 : k.sum_neurons_q8_0;
-  const size_t blocks = (n.cols + 511) / 512;
-  std::vector<float> out(n.cols), parts(n.cols);
+  const auto add = n.format == Format::q4_0 ? k.add_neurons_q4_0 : k.add_neurons_q8_0;
+  const size_t blocks = (n.cols + 511) / 512, cut = rng.between(0, n.count);
+  std::vector<float> out(n.cols), parts(n.cols), pieces((n.cols + 31) / 32 * 32);
   sums(n.vectors.data(), a.data(), n.count, n.cols, 0, blocks, out.data());
-  for (size_t b = 0; b < blocks; ++b)
+  for (size_t b = 0; b < blocks; ++b) {
     sums(n.vectors.data(), a.data(), n.count, n.cols, b, b + 1, parts.data());
+    add(n.vectors.data(), a.data(), cut, n.cols, b, b + 1, pieces.data());
+  }
+  add(n.vectors.data() + cut, a.data() + cut, n.count - cut, n.cols, 0, blocks, pieces.data());
+  k.order_sums(n.cols, 0, blocks, pieces.data());
   CHECK(same_bits(out, parts));
-  // Codes are summed unsigned and the zero point is taken off at the end: their magnitude bounds the
-  // rounding.
-  const double zero = n.format == Format::q4_0 ? 8 : 128;
+  for (size_t c = n.cols; c < pieces.size(); ++c) CHECK(pieces[c] == 0.0f);
+  pieces.resize(n.cols);
+  CHECK(same_bits(out, pieces));
   for (size_t c = 0; c < n.cols; ++c) {
     double want = 0, magnitude = 0;
     for (size_t i = 0; i < n.count; ++i) {
       want += static_cast<double>(a[i]) * n.weights[i * n.cols + c];
-      uint16_t bits;
-      const size_t group = c / 32, first = group / 16 * 16;
-      std::memcpy(&bits, n.vectors[i] + quant::vector_bytes(n.format, first * 32) + (group - first) * 2, 2);
-      magnitude += std::abs(a[i]) * std::abs(quant::f16_to_f32(bits));
+      magnitude += std::abs(a[i] * n.weights[i * n.cols + c]);
     }
-    close(out[c], want, magnitude * zero * 4 * kUnit * static_cast<double>(n.count + 4), k.isa, "sum_neurons",
-          c);
+    close(out[c], want, magnitude * kUnit * static_cast<double>(n.count + 4), k.isa, "sum_neurons", c);
   }
 }
 
-// Neurons as matrices: rows keep every value, the transposed matrix is rounded to 8 bits by groups of 32
-// neurons.
+// Neurons as rows of a matrix keep every value.
 void check_neuron_packing(const Kernels& k, Rng rng) {
   const Neurons n(rng);
   const bool four = n.format == Format::q4_0;
@@ -116,23 +147,6 @@ void check_neuron_packing(const Kernels& k, Rng rng) {
     quant::decode_row(n.format, packed.data(), r, n.cols, row.data());
     for (size_t c = 0; c < n.cols; ++c)
       close(row[c], r < rows ? n.weights[r * n.cols + c] : 0.0, 0, k.isa, "interleave_neurons", c);
-  }
-
-  const size_t stride = quant::col_block_bytes(Format::q8_0), row_blocks = (n.cols + 15) / 16;
-  std::vector<uint8_t> transposed(row_blocks * stride, 0xcd);
-  for (size_t b = 0; b * 512 < n.cols; ++b)
-    (four ? k.transpose_neurons_q4_0 : k.transpose_neurons_q8_0)(n.vectors.data(), n.count, n.cols, b,
-                                                                 transposed.data() + b * 32 * stride, stride);
-  std::vector<float> column(64);
-  for (size_t c = 0; c < n.cols; ++c) {
-    double top = 0;
-    for (size_t i = 0; i < n.count; ++i) top = std::max<double>(top, std::abs(n.weights[i * n.cols + c]));
-    quant::decode_row(Format::q8_0, transposed.data(), c, 64, column.data());
-    // Half a step, and the scale's own rounding to f16 (subnormal ones have fewer bits).
-    const double tolerance = top / 254 * 1.01 + top * 0x1p-10 + 127 * 0x1p-25;
-    for (size_t i = 0; i < 64; ++i)
-      close(column[i], i < n.count ? n.weights[i * n.cols + c] : 0.0, tolerance, k.isa, "transpose_neurons",
-            c);
   }
 }
 

@@ -56,27 +56,30 @@ def test_memory_changes_nothing(model: SparseModel, hot: int, slots: int, policy
     assert (stats["missed"] > 0) == ((hot < NEURONS and slots < LAYERS * NEURONS) or stats["evictions"] == 0)
 
 
-def test_the_dense_pass_gives_each_row_the_same_bits_however_rows_are_split(model: SparseModel) -> None:
+def test_each_row_has_the_same_bits_however_rows_are_split_and_by_both_ways(model: SparseModel) -> None:
     tokens = [*PROMPT, *STEPS]
 
-    def logits(hot: int, chunk: int, threads: int, predictor: str = "all") -> np.ndarray:
+    def logits(hot: int, chunk: int, threads: int, predictor: str = "all", dense: bool = True) -> np.ndarray:
         keep = [TINY] * LAYERS if predictor == "gate" else []
-        sparse = _core.SparseOptions([hot] * LAYERS, 30, "clock", predictor, keep, keep, draft_only=True)
+        sparse = _core.SparseOptions([hot] * LAYERS, 30, "clock", predictor, keep, keep, draft_only=dense)
         engine = model.sparse(sparse, threads=threads)
         seq, rows = engine.sequence_new(), []
         for at in range(0, len(tokens), chunk):
             part = np.array(tokens[at : at + chunk], np.int32)
             engine.step(np.array([seq], np.int32), np.array([len(part)], np.int32), part, np.full(1, 2, np.uint8))
             rows.append(engine.logits().copy())
-        assert engine.sparse_stats["layers"] == 0  # the other way is for drafts
+        assert dense == (engine.sparse_stats["layers"] == 0)
         return np.concatenate(rows)
 
     want = logits(NEURONS, len(tokens), 2)
     for hot, chunk, threads in [(0, 1, 2), (77, 1, 3), (NEURONS, 1, 1), (0, 7, 2), (200, 17, 1), (128, 33, 2)]:
         assert (logits(hot, chunk, threads) == want).all(), (hot, chunk, threads)
+    for hot, chunk, threads in [(0, 1, 2), (77, 8, 1)]:
+        assert (logits(hot, chunk, threads, dense=False) == want).all(), (hot, chunk, threads)
     if model.config.gated and model.config.act_gate != "silu":
-        for hot, chunk in [(0, 1), (77, 64), (200, 9)]:
-            assert (logits(hot, chunk, 2, "gate") == want).all()
+        want = logits(NEURONS, len(tokens), 2, "gate")  # gates as matrices are summed in another order
+        for hot, chunk, dense in [(0, 1, True), (77, 64, True), (200, 9, True), (77, 1, False), (0, 8, False)]:
+            assert (logits(hot, chunk, 2, "gate", dense) == want).all(), (hot, chunk, dense)
 
 
 def test_drafts_change_no_later_step(model: SparseModel) -> None:

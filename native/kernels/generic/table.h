@@ -5,8 +5,9 @@
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/matmul_float.h"
 #include "kernels/generic/matmul_quant.h"
-#include "kernels/generic/neuron.h"
+#include "kernels/generic/neuron_dot.h"
 #include "kernels/generic/neuron_pack.h"
+#include "kernels/generic/neuron_sum.h"
 #include "kernels/tables.h"
 
 namespace hotset::kernels::generic {
@@ -34,12 +35,15 @@ constexpr Kernels make_table(const char* isa) {
           quantize_lanes<V>,
           dot_neurons<D<Format::q4_0>>,
           dot_neurons<D<Format::q8_0>>,
+          dot_pairs<D<Format::q4_0>>,
+          dot_pairs<D<Format::q8_0>>,
           sum_neurons<D<Format::q4_0>>,
           sum_neurons<D<Format::q8_0>>,
+          add_neurons<D<Format::q4_0>>,
+          add_neurons<D<Format::q8_0>>,
+          order_sums<V>,
           interleave_neurons<D<Format::q4_0>>,
           interleave_neurons<D<Format::q8_0>>,
-          transpose_neurons<D<Format::q4_0>>,
-          transpose_neurons<D<Format::q8_0>>,
           logsumexp<V>,
           argmax<V>};
 }

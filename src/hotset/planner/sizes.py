@@ -12,7 +12,7 @@ _TILE = 16  # rows of scores
 # Of every neuron: place in the cache, checksums with and without gate, and the Python number that one was read as.
 _TABLE_BYTES = 4 + 4 + 4 + 44
 _SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
-_THREAD_BYTES = 1 << 20  # matrices that a thread makes of 64 neurons
+_THREAD_BYTES = 1 << 20  # products of 32 neurons for 128 tokens, and lists of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +67,6 @@ class NeuronSizes:
     def overhead_bytes(self, step_tokens: int, threads: int) -> int:
         """Everything but the neurons in memory and the predictor: tables, and buffers of prompts."""
         buffers = _RING * PIECE_NEURONS * self.stride
-        prompts = (step_tokens + _TILE) * PIECE_NEURONS * 6  # products as f32, and as int8 with scales
+        # Products of a piece with their places, and activations as int8 with scales.
+        prompts = step_tokens * (PIECE_NEURONS * 6 + self.hidden * 5 // 4)
         return self.neurons * _TABLE_BYTES + buffers + prompts + threads * _THREAD_BYTES

@@ -66,11 +66,14 @@ struct Vec {
   static I shift_left(I v) {
     return _mm256_slli_epi32(v, kShift);
   }
-  template <int kShift, int kBits>
-  static F code(I v) {
-    return _mm256_cvtepi32_ps(
-        _mm256_and_si256(_mm256_srli_epi32(v, kShift), _mm256_set1_epi32((1 << kBits) - 1)));
+  template <int kShift>
+  static I shift_right(I v) {
+    return _mm256_srli_epi32(v, kShift);
   }
+  static I bits(I v, int32_t mask, int32_t set) {
+    return _mm256_or_si256(_mm256_and_si256(v, set_int(mask)), set_int(set));
+  }
+  static F as_float(I v) { return _mm256_castsi256_ps(v); }
 };
 
 // The four activations at a, in all lanes.
@@ -110,12 +113,13 @@ struct Dot<f> {
 
   static HOTSET_INLINE Weights load(const uint8_t* codes) { return {codes}; }
 
-  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m256i& sums) {
+  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return {codes}; }
+  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m256i& sums) {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i pairs = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const __m256i bytes = load_codes(codes + j * 64);
+      const __m256i bytes = load_codes(w.codes + j * 64);
       const __m256i low = _mm256_and_si256(bytes, nibble);
       const __m256i high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
       pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(low, load_activations(a + j * 64)));
@@ -163,10 +167,11 @@ struct Dot<quant::Format::q8_0> {
 
   static HOTSET_INLINE Weights load(const uint8_t* codes) { return {codes}; }
 
-  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m256i& sums) {
+  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return {codes}; }
+  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m256i& sums) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      const __m256i code = _mm256_xor_si256(load_codes(codes + j * 64), _mm256_set1_epi8(-128));
+      const __m256i code = _mm256_xor_si256(load_codes(w.codes + j * 64), _mm256_set1_epi8(-128));
       const __m256i turned = _mm256_sign_epi8(load_activations(a + j * 64), code);
       const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(code), turned);
       sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -62,17 +62,14 @@ struct Vec {
   static I shift_left(I v) {
     return _mm512_slli_epi32(v, kShift);
   }
-  // float((v >> kShift) & (2^kBits - 1)); for 4 bits a table does it in one instruction, which looks at no
-  // other bits.
-  template <int kShift, int kBits>
-  static F code(I v) {
-    const I shifted = _mm512_srli_epi32(v, kShift);
-    if constexpr (kBits == 4) {
-      const F table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-      return _mm512_permutexvar_ps(shifted, table);
-    }
-    return _mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32((1 << kBits) - 1)));
+  template <int kShift>
+  static I shift_right(I v) {
+    return _mm512_srli_epi32(v, kShift);
   }
+  static I bits(I v, int32_t mask, int32_t set) {
+    return _mm512_ternarylogic_epi32(v, set_int(mask), set_int(set), 0xea);  // (v & mask) | set
+  }
+  static F as_float(I v) { return _mm512_castsi512_ps(v); }
 };
 
 // The four activations at a, in all lanes.

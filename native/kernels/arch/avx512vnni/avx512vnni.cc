@@ -35,8 +35,8 @@ struct Dot {
     return w;
   }
 
-  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, __m512i& sums) {
-    const Weights w = load(codes);
+  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return load(codes); }
+  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m512i& sums) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) sums = _mm512_dpbusd_epi32(sums, w.v[j], _mm512_loadu_si512(a + j * 64));
   }

@@ -23,8 +23,9 @@ struct Dot {
     return vreinterpret_s8_s32(vdup_n_s32(bytes));
   }
 
-  static HOTSET_INLINE void lane_dot(const uint8_t* codes, const int8_t* a, int32x4_t& sums) {
-    lane_dot_wide<f>(codes, a, sums);
+  static HOTSET_INLINE SignedCodes<f> lane_load(const uint8_t* codes) { return SignedCodes<f>::load(codes); }
+  static HOTSET_INLINE void lane_dot(const SignedCodes<f>& w, const int8_t* a, int32x4_t& sums) {
+    lane_dot_wide(w, a, sums);
   }
 
   template <int U>

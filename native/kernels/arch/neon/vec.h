@@ -58,11 +58,14 @@ struct Vec {
   static I shift_left(I v) {
     return vshlq_n_s32(v, kShift);
   }
-  template <int kShift, int kBits>
-  static F code(I v) {
-    const I shifted = vshlq_s32(v, vdupq_n_s32(-kShift));
-    return vcvtq_f32_s32(vandq_s32(shifted, vdupq_n_s32((1 << kBits) - 1)));
+  template <int kShift>
+  static I shift_right(I v) {
+    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(v), kShift));
   }
+  static I bits(I v, int32_t mask, int32_t set) {
+    return vorrq_s32(vandq_s32(v, set_int(mask)), set_int(set));
+  }
+  static F as_float(I v) { return vreinterpretq_f32_s32(v); }
 };
 
 // One group of a strip of 4 rows, signed: codes minus the code that means 0.
@@ -93,8 +96,7 @@ struct SignedCodes {
 
 // sums += codes . a lane by lane; a holds four activations for each lane, vectors 64 bytes apart.
 template <quant::Format f>
-HOTSET_INLINE void lane_dot_wide(const uint8_t* codes, const int8_t* a, int32x4_t& sums) {
-  const auto w = SignedCodes<f>::load(codes);
+HOTSET_INLINE void lane_dot_wide(const SignedCodes<f>& w, const int8_t* a, int32x4_t& sums) {
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
     const int8x16_t x = vld1q_s8(a + j * 64);

@@ -1,4 +1,5 @@
 // The twin of all other ISAs in plain C++: runs anywhere, and is what they are compared with.
+#include <bit>
 #include <cmath>
 
 #include "kernels/generic/table.h"
@@ -45,10 +46,12 @@ struct Vec {
   static I shift_left(I v) {
     return v << kShift;
   }
-  template <int kShift, int kBits>
-  static F code(I v) {
-    return static_cast<float>(v >> kShift & ((1 << kBits) - 1));
+  template <int kShift>
+  static I shift_right(I v) {
+    return static_cast<I>(static_cast<uint32_t>(v) >> kShift);
   }
+  static I bits(I v, int32_t mask, int32_t set) { return (v & mask) | set; }
+  static F as_float(I v) { return std::bit_cast<float>(v); }
 };
 
 template <quant::Format f>
@@ -75,8 +78,8 @@ struct Dot {
     return w;
   }
 
-  static void lane_dot(const uint8_t* codes, const int8_t* a, int32_t& sums) {
-    const Weights w = load(codes);
+  static Weights lane_load(const uint8_t* codes) { return load(codes); }
+  static void lane_dot(const Weights& w, const int8_t* a, int32_t& sums) {
     for (size_t i = 0; i < quant::kGroup; ++i) sums += w.code[i] * a[i / 4 * quant::kLaneGroups * 4 + i % 4];
   }
 
