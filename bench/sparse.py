@@ -94,17 +94,21 @@ def _shown(command: Sequence[str]) -> str:
 
 
 def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Iterator[Run]:
-    """hotset exact, predicted where the store has predictors, and the peer, in turn at each budget."""
-    modes = {"exact": "exact", "predicted": "auto"}
+    """hotset exact, where the store has predictors with and without drafts, and predicted; and the peer, in turn."""
+    modes = {
+        "exact": ["--predict", "exact"],
+        "exact, no drafts": ["--predict", "exact", "--no-draft"],
+        "predicted": ["--predict", "auto"],
+    }
     if not (bench.store / PREDICTORS_FILE).exists():
-        del modes["predicted"]
+        modes = {"exact": modes["exact"]}
     for index in range(rounds):
         for budget in budgets:
             for engine in [*modes, PEER] if index % 2 == 0 else [PEER, *modes]:
                 if engine == PEER:
                     yield bench.peer(budget)
                 else:
-                    yield bench.hotset(budget, engine, "--predict", modes[engine])
+                    yield bench.hotset(budget, engine, *modes[engine])
 
 
 def ladder(bench: Bench, budget_gb: float) -> Iterator[Run]:

@@ -2,7 +2,8 @@
 
 Decode of a text after a short prompt, one token a step, every step timed and its neurons counted; then prefill of a
 longer text from an empty context. Greedy tokens of a synthetic model may run in a circle, so `--follow text` feeds the
-text's own next token instead of the likeliest one; the logits are computed either way.
+text's own next token instead of the likeliest one; the logits are computed either way. Where the plan drafts, tokens
+come in rounds: each is counted with the mean of its round. A text that is given cannot be drafted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from hotset import LLM, _core
+from hotset.engine import Stats
 from hotset.engine.cgroup import peak_memory
 from hotset.errors import HotsetError, InputError
 from hotset.formats.store import Store, open_store
@@ -30,6 +32,7 @@ from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_sizes import neuron_sizes
 from hotset.tools.run_stats import bound
 
+DRAFTS = ("passes", "drafted", "accepted")
 COUNTERS = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
 STEPS = ("planned", "nothing predicted", "nothing kept", "hot prefix", "lru", "clock", "lfu", "all kept")
 _GROWTH = 16 << 20  # of the process between one plan and the next
@@ -70,7 +73,8 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
 
 
 def load(args: argparse.Namespace) -> LLM:
-    options: dict[str, Any] = {"memory": args.memory, "context": args.context, "predict": args.predict}
+    draft = args.draft and args.follow == "greedy"
+    options: dict[str, Any] = {"memory": args.memory, "context": args.context, "predict": args.predict, "draft": draft}
     if args.step == "planned":
         return LLM(args.store, **options)
     store, wishes = open_store(args.store), Wishes(**options)
@@ -113,6 +117,32 @@ def decode(llm: LLM, prompt: list[int], following: Iterator[int] | None, tokens:
     return found
 
 
+def decode_drafted(llm: LLM, prompt: list[int], tokens: int, seconds: float) -> tuple[Decode, Stats]:
+    """`decode` of the likeliest tokens, in rounds of drafts and their verification."""
+    found, core = Decode(), llm.core
+    rounds: list[tuple[float, dict[str, float], list[int]]] = []
+    with llm.stream(prompt, max_tokens=tokens + 1, temperature=0, ignore_eos=True) as stream:
+        next(stream)  # came with the prompt
+        arrived, before, passes = time.perf_counter(), core.sparse_stats, 0
+        ends = arrived + seconds
+        for chunk in stream:
+            if stream.completion.stats.passes != passes:
+                now, after = time.perf_counter(), core.sparse_stats
+                rounds.append((now - arrived, {name: after[name] - before[name] for name in COUNTERS}, []))
+                arrived, before, passes = now, after, stream.completion.stats.passes
+                if now > ends and len(rounds) > 1:
+                    rounds.pop()
+                    break
+            rounds[-1][2].append(chunk.token)
+        stats = stream.completion.stats
+    for took, counts, given in rounds:
+        found.seconds += [took / len(given)] * len(given)
+        found.tokens += given
+        for name, values in found.counts.items():
+            values += [counts[name] / len(given)] * len(given)
+    return found, stats
+
+
 def prefill(llm: LLM, tokens: list[int]) -> float:
     """Tokens/s from an empty context."""
     seq = llm.core.sequence_new()
@@ -131,16 +161,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         text = llm.tokenize(args.text.read_text(encoding="utf-8")[: _CHARACTERS * wanted])
         if len(text) < wanted:
             raise InputError(f"{args.text} has {len(text)} tokens; {wanted} are needed: give a longer --text")
-        following = islice(text, args.prompt, None) if args.follow == "text" else None
-        found = decode(llm, text[: args.prompt], following, args.tokens, args.seconds).as_json(args.warm_up)
-        means = [float(np.mean(found[name])) for name in ("candidates", "active", "missed")]
-        limits = bound(llm, *means)
         assert llm.plan is not None
+        drafts: Stats | None = None
+        if llm.plan.drafts and args.follow == "greedy":
+            decoded, drafts = decode_drafted(llm, text[: args.prompt], args.tokens, args.seconds)
+        else:
+            following = islice(text, args.prompt, None) if args.follow == "text" else None
+            decoded = decode(llm, text[: args.prompt], following, args.tokens, args.seconds)
+        found = decoded.as_json(args.warm_up)
+        means = [float(np.mean(found[name])) for name in ("candidates", "active", "missed")]
+        limits = bound(llm, *means, drafts)
         return {
             "plan": llm.plan.as_json(),
             "load_s": loaded,
             "threads": llm.threads,
             "decode": found,
+            "drafts": None if drafts is None else {name: getattr(drafts, name) for name in DRAFTS},
             "bound": None if limits is None else asdict(limits) | {"tokens_per_s": limits.bound_tokens_per_s},
             "prefill_tokens_per_s": prefill(llm, text[: args.prefill]) if args.prefill else None,
             "peak_process_or_cgroup_bytes": peak_memory()[0],
@@ -153,6 +189,7 @@ def main() -> int:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--memory", type=int, help="bytes; default: what the machine has")
     parser.add_argument("--predict", choices=("exact", "auto"), default="exact")
+    parser.add_argument("--no-draft", dest="draft", action="store_false", help="exact without drafts")
     parser.add_argument("--step", choices=STEPS, default="planned", help="of the ladder")
     parser.add_argument("--follow", choices=("greedy", "text"), default="greedy")
     parser.add_argument("--context", type=int, default=1024)

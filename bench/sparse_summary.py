@@ -73,7 +73,15 @@ def _detailed(details: Sequence[Found]) -> Found:
         "bound": limits[0]["bound"] if limits else None,
         "bound_share": statistics.fmean(1 / mean / b["tokens_per_s"] for b in limits) if limits else None,
         "planned_tokens_per_s": plan["forecast"]["tokens_per_s"] if plan["forecast"] else None,
+        **_drafts([d["drafts"] for d in details if d.get("drafts")]),
     }
+
+
+def _drafts(runs: Sequence[Found]) -> Found:
+    if not runs:
+        return {}
+    passes, drafted, accepted = (sum(run[name] for run in runs) for name in ("passes", "drafted", "accepted"))
+    return {"draft_acceptance": accepted / max(drafted, 1), "tokens_per_pass": (passes + accepted) / max(passes, 1)}
 
 
 def _quantile(ordered: Sequence[float], percent: int) -> float:

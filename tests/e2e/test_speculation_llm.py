@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from draft_lengths import RandomLength
 
+from bench.sparse_child import decode_drafted
 from hotset import LLM, Completion, _core
 from hotset.engine import Sample
 from hotset.formats.predictors import PREDICTORS_FILE, Thresholds, write_predictors
@@ -32,8 +33,8 @@ from hotset.tools.run_stats import lines, run_stats
 ROOT = Path(__file__).parents[2]
 FACTS = {"relu": False, "ahead": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
 PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park. They", "One day"]
-# The map is the gate itself, so the limit alone says how good drafts are: all active neurons, few, none. The rough one is
-# also given the wrong input, that of the layer before.
+# The map is the gate itself, so the limit alone says how good drafts are: all active neurons, few, none. The rough one
+# is also given the wrong input, that of the layer before.
 LIMITS = {"good": 1e-6, "rough": 0.3, "useless": 1e9}
 
 
@@ -120,8 +121,7 @@ def test_every_answer_is_the_one_without_drafts(
         stats = got[0].stats
         if options["max_tokens"] != 1:
             assert stats.drafted > 0 and llm.stats["neuron_layers"] > 0
-            if quality == "good":
-                assert stats.acceptance > 0.6
+            assert stats.acceptance > 0.6 if quality == "good" else 0 < stats.accepted < stats.drafted
         with llm.stream(PROMPTS[0], **options) as stream:
             assert "".join(chunk.text for chunk in stream if chunk.index == 0) == got[0].text
 
@@ -204,6 +204,18 @@ def test_stats_tell_of_drafts(stores: dict[str, Store], tmp_path: Path) -> None:
     assert drafts is not None and drafts.passes + drafts.accepted == 59
     assert drafts.tokens_per_pass == pytest.approx(59 / drafts.passes) and drafts.acceptance > 0.6
     assert f"{drafts.accepted} of {drafts.drafted} tokens accepted" in "\n".join(lines(stats))
+
+
+def test_the_benchmark_counts_rounds(stores: dict[str, Store], tmp_path: Path) -> None:
+    with load(stores["rough"], tmp_path) as llm:
+        prompt = llm.tokenize(PROMPTS[0])
+        want = llm.generate(prompt, max_tokens=41, temperature=0, ignore_eos=True).tokens[1:]
+        llm.clear()
+        before = llm.core.sparse_stats["candidates"]
+        found, stats = decode_drafted(llm, prompt, 40, seconds=60)
+        assert tuple(found.tokens) == want and len(found.seconds) == 40 == stats.passes + stats.accepted
+        assert len(set(found.seconds)) == stats.passes, "the tokens of a round share its time"
+        assert sum(found.counts["candidates"]) == pytest.approx(llm.core.sparse_stats["candidates"] - before)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

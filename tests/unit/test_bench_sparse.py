@@ -65,6 +65,15 @@ def test_latencies_misses_and_bound_of_known_tokens() -> None:
     assert row["decode_ratio"] is None  # without the peer
 
 
+def test_drafts_are_summed_over_runs() -> None:
+    runs = [_ours([0.1], [0.0]) for _ in range(2)]
+    runs[0].details["drafts"] = {"passes": 10, "drafted": 40, "accepted": 30}
+    runs[1].details["drafts"] = {"passes": 10, "drafted": 60, "accepted": 30}
+    row = summary(runs)[0]
+    assert (row["draft_acceptance"], row["tokens_per_pass"]) == (0.6, 4.0)
+    assert "draft_acceptance" not in summary([_ours([0.1], [0.0])])[0]
+
+
 def test_a_failed_run_says_why_and_gives_no_rate() -> None:
     row = summary([Run("exact", 1.6, "", 5, True, error="killed for want of memory")])[0]
     assert row["decode"] is None
