@@ -134,11 +134,13 @@ std::vector<Taken> take() {
   Rings& r = rings();
   const std::lock_guard lock(r.mutex);
   std::vector<Taken> out;
-  for (const auto& ring : r.all) {
+  std::erase_if(r.all, [&](const auto& ring) {
+    const bool ended = ring.use_count() == 1;  // its thread has
     out.push_back(ring->take());
-    if (out.back().events.empty() && out.back().lost == 0) out.pop_back();
-  }
-  std::erase_if(r.all, [](const auto& ring) { return ring.use_count() == 1; });  // its thread has ended
+    if (!out.back().events.empty() || out.back().lost > 0) return false;
+    out.pop_back();
+    return ended;
+  });
   return out;
 }
 

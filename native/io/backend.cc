@@ -1,6 +1,7 @@
 #include "io/backend.h"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "base/error.h"
 #include "base/trace.h"
@@ -19,6 +20,15 @@ uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
+// 16 parts a transfer on average: 64 KiB of bundles of 4 KiB, the smallest that are worth reading one by one.
+QueueReader::QueueReader(File file, const ReaderOptions& options)
+    : file_(std::move(file)),
+      depth_(options.depth),
+      merged_bytes_(options.merged_bytes),
+      slots_(16 * options.depth) {
+  for (size_t i = slots_.size(); i-- > 0;) free_.push_back(static_cast<uint32_t>(i));
+}
+
 void QueueReader::check(const Read& read, size_t index) const {
   const size_t a = alignment(), size = read.dst.size();
   const auto misaligned = [&](const char* field) {
@@ -33,42 +43,108 @@ void QueueReader::check(const Read& read, size_t index) const {
     refuse(file_, read, index, "past the end of the file at " + std::to_string(file_.bytes()));
 }
 
-void QueueReader::submit(std::span<const Read> reads) {
+size_t QueueReader::submit(std::span<const Read> reads) {
   const trace::Span span("submit");
-  if (reads.size() > depth_ - in_flight_)
-    throw IoError(file_.path() + ": queue full: " + std::to_string(reads.size()) + " reads submitted, " +
-                  std::to_string(in_flight_) + " of " + std::to_string(depth_) + " places taken");
   for (size_t i = 0; i < reads.size(); ++i) check(reads[i], i);
-  if (trace::on()) {
-    stamped_.assign(reads.begin(), reads.end());
-    for (Read& read : stamped_) read.submitted = trace::now();
-    reads = stamped_;
-  }
-  start(reads);
-  in_flight_ += reads.size();
+  const size_t taken = place(reads);
+  transfers_ += starting_.size();
+  requests_ += starting_.size();
+  if (taken > 0) start(starting_);
+  return taken;
 }
 
-void QueueReader::check(const Done& done) const {
-  const Read& read = done.read;
-  const auto wanted = static_cast<size_t>(std::min<uint64_t>(read.dst.size(), file_.bytes() - read.offset));
-  if (done.got < 0 || static_cast<size_t>(done.got) < wanted)
-    throw_read_error(file_.path(), read.offset, done.got, wanted);
+// Gives reads slots and chains those that are read as one, while there is room; returns how many.
+size_t QueueReader::place(std::span<const Read> reads) {
+  const uint64_t now = trace::on() ? trace::now() : 0;
+  starting_.clear();
+  uint32_t last = kLast;
+  size_t bytes = 0, parts = 0, taken = 0;
+  for (; taken < reads.size() && !free_.empty(); ++taken) {
+    const Read& read = reads[taken];
+    bytes += read.dst.size();
+    const bool adjoins =
+        last != kLast && slots_[last].read.offset + slots_[last].read.dst.size() == read.offset;
+    const bool joins = adjoins && bytes <= merged_bytes_ && parts < kMostParts;
+    if (!joins && transfers_ + starting_.size() == depth_) break;
+    const uint32_t slot = free_.back();
+    free_.pop_back();
+    slots_[slot] = {read, kLast, now};
+    if (joins) {
+      slots_[last].next = slot;
+      ++parts;
+    } else {
+      starting_.push_back(slot);
+      bytes = read.dst.size();
+      parts = 1;
+    }
+    last = slot;
+  }
+  return taken;
+}
+
+size_t QueueReader::bytes_of(Transfer t) const {
+  size_t bytes = 0;
+  for (uint32_t i = t; i != kLast; i = slots_[i].next) bytes += slots_[i].read.dst.size();
+  return bytes;
+}
+
+std::span<uint8_t> QueueReader::only_part(Transfer t) const {
+  return slots_[t].next == kLast ? slots_[t].read.dst : std::span<uint8_t>{};
+}
+
+size_t QueueReader::parts_of(Transfer t, std::span<iovec> parts) const {
+  size_t n = 0;
+  for (uint32_t i = t; i != kLast; i = slots_[i].next)
+    parts[n++] = {slots_[i].read.dst.data(), slots_[i].read.dst.size()};
+  return n;
+}
+
+size_t QueueReader::wanted(const Read& read) const {
+  return static_cast<size_t>(std::min<uint64_t>(read.dst.size(), file_.bytes() - read.offset));
+}
+
+ssize_t QueueReader::read_again(const Read& read) {
+  return read_fully(file_.fd(), read.dst.data(), read.dst.size(), read.offset);
+}
+
+// A kernel may stop short anywhere, and of a merged transfer one part may be what fails: what is missing is
+// asked for once more, part by part, so that an error is certain and names the read.
+void QueueReader::complete(const Read& read, ssize_t got) {
+  if (got < 0 || static_cast<size_t>(got) < wanted(read)) got = read_again(read);
+  if (got < 0 || static_cast<size_t>(got) < wanted(read))
+    throw_read_error(file_.path(), read.offset, got, wanted(read));
+}
+
+void QueueReader::finish(const Done& done) {
+  --transfers_;
+  if (const uint64_t started = slots_[done.transfer].started; started > 0 && trace::on())
+    trace::record(
+        {"read", started, trace::now(), trace::Kind::read, static_cast<uint32_t>(bytes_of(done.transfer))});
+  ssize_t left = done.got;
+  for (uint32_t i = done.transfer; i != kLast; i = slots_[i].next) {
+    const Read& read = slots_[i].read;
+    complete(read, left);
+    left = left < 0 ? left : std::max<ssize_t>(0, left - static_cast<ssize_t>(read.dst.size()));
+    ended_.push_back(read.tag);
+    free_.push_back(i);
+  }
 }
 
 size_t QueueReader::wait(std::span<uint64_t> tags, size_t min_done) {
-  if (min_done > tags.size() || min_done > in_flight_)
+  const size_t in_flight = slots_.size() - free_.size() + ended_.size();
+  if (min_done > tags.size() || min_done > in_flight)
     throw InvalidArgument("waiting for " + std::to_string(min_done) + " reads with room for " +
-                          std::to_string(tags.size()) + " and " + std::to_string(in_flight_) + " in flight");
-  const trace::Span span(min_done > 0 ? "wait for drive" : nullptr);
-  size_t n = 0;
-  for (Done done; n < tags.size() && in_flight_ > 0 && take(done, n < min_done ? min_done - n : 0); ++n) {
-    --in_flight_;
-    check(done);
-    if (done.read.submitted && trace::on())
-      trace::record({"read", done.read.submitted, trace::now(), trace::Kind::read,
-                     static_cast<uint32_t>(done.read.dst.size())});
-    tags[n] = done.read.tag;
+                          std::to_string(tags.size()) + " and " + std::to_string(in_flight) + " in flight");
+  const trace::Span span(min_done > ended_.size() ? "wait for drive" : nullptr);
+  // Only if all are wanted it is known how many transfers that takes.
+  const bool all = min_done == in_flight;
+  for (Done done; ended_.size() < tags.size() && transfers_ > 0;) {
+    if (!take(done, all ? transfers_ : ended_.size() < min_done ? 1 : 0)) break;
+    finish(done);
   }
+  const size_t n = std::min(tags.size(), ended_.size());
+  std::copy_n(ended_.begin(), n, tags.begin());
+  ended_.erase(ended_.begin(), ended_.begin() + static_cast<ptrdiff_t>(n));
   return n;
 }
 

@@ -1,5 +1,8 @@
-// What the back ends share: a back end starts reads and reports the ended ones; all checks are made here.
+// What the back ends share: which reads are in flight and which of them go to the drive as one. A back end
+// moves transfers; all checks, merging and second tries are here.
 #pragma once
+
+#include <sys/uio.h>
 
 #include <vector>
 
@@ -10,38 +13,65 @@ namespace hotset::io {
 
 class QueueReader : public Reader {
  public:
-  QueueReader(File file, size_t depth) : file_(std::move(file)), depth_(depth) {}
+  QueueReader(File file, const ReaderOptions& options);
   size_t alignment() const override { return file_.alignment(); }
   size_t depth() const override { return depth_; }
+  uint64_t requests() const override { return requests_; }
   uint64_t file_bytes() const override { return file_.bytes(); }
-  void submit(std::span<const Read> reads) final;
+  size_t submit(std::span<const Read> reads) final;
   size_t wait(std::span<uint64_t> tags, size_t min_done) final;
 
  protected:
+  // Reads whose ranges of the file adjoin, known by the slot of the first; depth() of them in flight at most.
+  using Transfer = uint32_t;
+  static constexpr size_t kMostParts = 64;
   struct Done {
-    Read read;
+    Transfer transfer;
     ssize_t got;  // bytes, or -errno
   };
-  virtual void start(std::span<const Read> reads) = 0;
-  // Takes the oldest ended read. If there is none, sleeps until `at_least` have ended, or returns false if
-  // that is 0.
+  virtual void start(std::span<const Transfer> transfers) = 0;
+  // Takes the oldest ended transfer. If there is none, sleeps until `at_least` have ended, or returns false
+  // if that is 0.
   virtual bool take(Done& done, size_t at_least) = 0;
+  // The second try for a read whose transfer stopped short: bytes, or -errno.
+  virtual ssize_t read_again(const Read& read);
+
   const File& file() const { return file_; }
-  size_t in_flight() const { return in_flight_; }
+  // Thread-safe for a transfer in flight.
+  uint64_t offset_of(Transfer t) const { return slots_[t].read.offset; }
+  size_t bytes_of(Transfer t) const;
+  std::span<uint8_t> only_part(Transfer t) const;             // empty if it has more than one
+  size_t parts_of(Transfer t, std::span<iovec> parts) const;  // [kMostParts]; how many it has
+  size_t most_reads() const { return slots_.size(); }         // in flight
 
  private:
+  static constexpr uint32_t kLast = UINT32_MAX;
+  struct Slot {
+    Read read;
+    uint32_t next = kLast;  // part of the same transfer
+    uint64_t started = 0;   // ns, for timelines
+  };
   void check(const Read& read, size_t index) const;
-  void check(const Done& done) const;
+  size_t place(std::span<const Read> reads);
+  void finish(const Done& done);
+  size_t wanted(const Read& read) const;
+  void complete(const Read& read, ssize_t got);
 
   File file_;
-  size_t depth_, in_flight_ = 0;
-  std::vector<Read> stamped_;  // of a submit() that a timeline shows
+  size_t depth_, merged_bytes_;
+  std::vector<Slot> slots_;         // never resized: threads of back ends look into it
+  std::vector<uint32_t> free_;      // of slots_
+  std::vector<Transfer> starting_;  // of the running submit()
+  std::vector<uint64_t> ended_;     // tags that no wait() has handed back yet, oldest first
+  size_t transfers_ = 0;            // in flight
+  uint64_t requests_ = 0;
 };
 
 // Each in the file of its name. make_io_uring exists only where HOTSET_HAVE_IO_URING is defined.
-std::unique_ptr<Reader> make_io_uring(File file, size_t depth);
-std::unique_ptr<Reader> make_pread(File file, size_t depth);
-std::unique_ptr<Reader> make_memory(File file, size_t depth);
-std::unique_ptr<Reader> make_null(File file, size_t depth);
+std::unique_ptr<Reader> make_io_uring(File file, const ReaderOptions& options);
+std::unique_ptr<Reader> make_pread(File file, const ReaderOptions& options);
+std::unique_ptr<Reader> make_memory(File file, const ReaderOptions& options);
+std::unique_ptr<Reader> make_null(File file, const ReaderOptions& options);
+std::unique_ptr<Reader> make_fault(File file, const ReaderOptions& options);
 
 }  // namespace hotset::io

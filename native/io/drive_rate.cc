@@ -63,7 +63,7 @@ size_t run(Reader& reader, size_t block_bytes, Blocks& blocks, double seconds) {
 DriveRate measure_drive(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
                         bool random, double seconds) {
   using Clock = std::chrono::steady_clock;
-  const auto reader = open_reader(path, {backend, depth, true});
+  const auto reader = open_reader(path, {backend, depth, true, 0});  // each block a request
   if (block_bytes == 0 || reader->file_bytes() < block_bytes)
     throw IoError(path + ": file has " + std::to_string(reader->file_bytes()) +
                   " bytes, wanted at least one block of " + std::to_string(block_bytes));

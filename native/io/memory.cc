@@ -11,35 +11,42 @@ namespace {
 
 class MemoryReader final : public QueueReader {
  public:
-  MemoryReader(File file, size_t depth) : QueueReader(std::move(file), depth), content_(file_bytes()) {
-    const ssize_t got = read_fully(this->file().fd(), content_.data(), content_.size(), 0);
+  MemoryReader(File opened, const ReaderOptions& options)
+      : QueueReader(std::move(opened), options), content_(file_bytes()) {
+    const ssize_t got = read_fully(file().fd(), content_.data(), content_.size(), 0);
     if (got != static_cast<ssize_t>(content_.size()))
-      throw_read_error(this->file().path(), 0, got, content_.size());
+      throw_read_error(file().path(), 0, got, content_.size());
   }
   const char* backend() const override { return "memory"; }
 
  private:
-  void start(std::span<const Read> reads) override {
-    for (const Read& read : reads) {
-      const size_t n = std::min<size_t>(read.dst.size(), content_.size() - read.offset);
-      std::memcpy(read.dst.data(), content_.data() + read.offset, n);
-      done_.push_back({read, static_cast<ssize_t>(n)});
+  void start(std::span<const Transfer> transfers) override {
+    for (Transfer t : transfers) ended_.push_back({t, copy(t)});
+  }
+  ssize_t copy(Transfer t) {
+    iovec parts[kMostParts];
+    uint64_t at = offset_of(t);
+    for (const iovec& part : std::span(parts, parts_of(t, parts))) {
+      const size_t n = std::min<size_t>(part.iov_len, content_.size() - at);
+      std::memcpy(part.iov_base, content_.data() + at, n);
+      at += n;
     }
+    return static_cast<ssize_t>(at - offset_of(t));
   }
   bool take(Done& done, size_t) override {
-    done = done_.front();
-    done_.pop_front();
+    done = ended_.front();
+    ended_.pop_front();
     return true;
   }
 
   Buffer content_;
-  std::deque<Done> done_;
+  std::deque<Done> ended_;
 };
 
 }  // namespace
 
-std::unique_ptr<Reader> make_memory(File file, size_t depth) {
-  return std::make_unique<MemoryReader>(std::move(file), depth);
+std::unique_ptr<Reader> make_memory(File file, const ReaderOptions& options) {
+  return std::make_unique<MemoryReader>(std::move(file), options);
 }
 
 }  // namespace hotset::io

@@ -13,20 +13,22 @@ class NullReader final : public QueueReader {
   const char* backend() const override { return "null"; }
 
  private:
-  void start(std::span<const Read> reads) override { done_.insert(done_.end(), reads.begin(), reads.end()); }
+  void start(std::span<const Transfer> transfers) override {
+    ended_.insert(ended_.end(), transfers.begin(), transfers.end());
+  }
   bool take(Done& done, size_t) override {
-    done = {done_.front(), static_cast<ssize_t>(done_.front().dst.size())};
-    done_.pop_front();
+    done = {ended_.front(), static_cast<ssize_t>(bytes_of(ended_.front()))};
+    ended_.pop_front();
     return true;
   }
 
-  std::deque<Read> done_;
+  std::deque<Transfer> ended_;
 };
 
 }  // namespace
 
-std::unique_ptr<Reader> make_null(File file, size_t depth) {
-  return std::make_unique<NullReader>(std::move(file), depth);
+std::unique_ptr<Reader> make_null(File file, const ReaderOptions& options) {
+  return std::make_unique<NullReader>(std::move(file), options);
 }
 
 }  // namespace hotset::io

@@ -1,4 +1,4 @@
-// A few threads that call pread(2): for kernels and sandboxes without io_uring.
+// A few threads that call preadv(2): for kernels and sandboxes without io_uring.
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -16,8 +16,9 @@ constexpr size_t kMaxThreads = 16;
 
 class PreadReader final : public QueueReader {
  public:
-  PreadReader(File file, size_t depth) : QueueReader(std::move(file), depth) {
-    for (size_t i = 0; i < std::min(depth, kMaxThreads); ++i) threads_.emplace_back([this] { work(); });
+  PreadReader(File file, const ReaderOptions& options) : QueueReader(std::move(file), options) {
+    for (size_t i = 0; i < std::min(options.depth, kMaxThreads); ++i)
+      threads_.emplace_back([this] { work(); });
   }
 
   ~PreadReader() override {
@@ -33,20 +34,20 @@ class PreadReader final : public QueueReader {
   const char* backend() const override { return "pread"; }
 
  private:
-  void start(std::span<const Read> reads) override {
+  void start(std::span<const Transfer> transfers) override {
     {
       const std::lock_guard lock(mutex_);
-      waiting_.insert(waiting_.end(), reads.begin(), reads.end());
+      waiting_.insert(waiting_.end(), transfers.begin(), transfers.end());
     }
-    reads.size() == 1 ? work_.notify_one() : work_.notify_all();
+    transfers.size() == 1 ? work_.notify_one() : work_.notify_all();
   }
 
   bool take(Done& done, size_t at_least) override {
     std::unique_lock lock(mutex_);
-    if (done_.empty() && at_least == 0) return false;
-    ended_.wait(lock, [&] { return !done_.empty(); });
-    done = done_.front();
-    done_.pop_front();
+    if (ended_.empty() && at_least == 0) return false;
+    one_ended_.wait(lock, [&] { return !ended_.empty(); });
+    done = ended_.front();
+    ended_.pop_front();
     return true;
   }
 
@@ -55,28 +56,29 @@ class PreadReader final : public QueueReader {
     for (;;) {
       work_.wait(lock, [&] { return stop_ || !waiting_.empty(); });
       if (stop_) return;
-      const Read read = waiting_.front();
+      const Transfer t = waiting_.front();
       waiting_.pop_front();
       lock.unlock();
-      const ssize_t got = read_fully(file().fd(), read.dst.data(), read.dst.size(), read.offset);
+      iovec parts[kMostParts];
+      const ssize_t got = read_parts(file().fd(), {parts, parts_of(t, parts)}, offset_of(t));
       lock.lock();
-      done_.push_back({read, got});
-      ended_.notify_one();
+      ended_.push_back({t, got});
+      one_ended_.notify_one();
     }
   }
 
   std::mutex mutex_;
-  std::condition_variable work_, ended_;
-  std::deque<Read> waiting_;
-  std::deque<Done> done_;
+  std::condition_variable work_, one_ended_;
+  std::deque<Transfer> waiting_;
+  std::deque<Done> ended_;
   bool stop_ = false;
   std::vector<std::thread> threads_;
 };
 
 }  // namespace
 
-std::unique_ptr<Reader> make_pread(File file, size_t depth) {
-  return std::make_unique<PreadReader>(std::move(file), depth);
+std::unique_ptr<Reader> make_pread(File file, const ReaderOptions& options) {
+  return std::make_unique<PreadReader>(std::move(file), options);
 }
 
 }  // namespace hotset::io

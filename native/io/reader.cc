@@ -10,7 +10,7 @@
 namespace hotset::io {
 namespace {
 
-using Factory = std::unique_ptr<Reader> (*)(File, size_t);
+using Factory = std::unique_ptr<Reader> (*)(File, const ReaderOptions&);
 
 Factory io_uring_factory() {
 #ifdef HOTSET_HAVE_IO_URING
@@ -23,6 +23,7 @@ Factory factory_of(const std::string& backend) {
   if (backend == "pread") return make_pread;
   if (backend == "memory") return make_memory;
   if (backend == "null") return make_null;
+  if (backend.starts_with("fault:")) return make_fault;
   const Factory io_uring = io_uring_factory();
   if (backend == "auto") return io_uring ? io_uring : make_pread;
   if (backend != "io_uring")
@@ -70,7 +71,7 @@ std::unique_ptr<Reader> open_reader(const std::string& path, const ReaderOptions
                           std::to_string(options.depth));
   const Factory make = factory_of(options.backend);
   // Memory takes any alignment, so nothing above it needs to care.
-  return make(File(path, options.direct && options.backend != "memory"), options.depth);
+  return make(File(path, options.direct && options.backend != "memory"), options);
 }
 
 bool io_uring_compiled() {

@@ -14,7 +14,6 @@ struct Read {
   uint64_t offset;         // bytes from the start of the file
   std::span<uint8_t> dst;  // the caller keeps it alive until wait() returns `tag`; 1 B to 1 GiB
   uint64_t tag;            // handed back unchanged
-  uint64_t submitted = 0;  // ns; set by submit() for timelines
 };
 
 // Owned by one thread; use one Reader per thread. Offset, address and size of a Read must be multiples of
@@ -23,23 +22,32 @@ class Reader {
  public:
   virtual ~Reader() = default;  // waits for the reads in flight
   virtual const char* backend() const = 0;
-  virtual size_t alignment() const = 0;  // bytes; 1 means any (buffered)
-  virtual size_t depth() const = 0;      // most reads in flight
+  virtual size_t alignment() const = 0;   // bytes; 1 means any (buffered)
+  virtual size_t depth() const = 0;       // most requests in flight
+  virtual uint64_t requests() const = 0;  // that the drive got so far
   virtual uint64_t file_bytes() const = 0;
-  // Queues all of `reads` or none, and returns at once. The last block of the file may reach past its end by
-  // less than alignment(); what lies there is not written. Throws IoError: queue full, or which field of
-  // which read is misaligned or past the end.
-  virtual void submit(std::span<const Read> reads) = 0;
+  // Queues as many of `reads` as there is room for, in order, and returns at once how many: all if no more
+  // than depth() are in flight then. Reads whose ranges adjoin in that order are one request, wherever they
+  // go to. The last block of the file may reach past its end by less than alignment(); what lies there is not
+  // written. Throws IoError: which field of which read is misaligned or past the end; then none is queued.
+  virtual size_t submit(std::span<const Read> reads) = 0;
   // Blocks until `min_done` reads have ended (min_done <= tags.size()); writes their tags, oldest completion
-  // first, and returns how many. Throws IoError on a short or failed read, with path, offset, got, wanted;
-  // after that the Reader is good for nothing but destruction.
+  // first, and returns how many. With min_done 0 it only looks, which costs no system call unless some have
+  // ended. Throws IoError on a short or failed read, with path, offset, got, wanted; after that the Reader is
+  // good for nothing but destruction.
   virtual size_t wait(std::span<uint64_t> tags, size_t min_done) = 0;
+  // Makes reads into this memory cost less from now on, where the back end can. All of it becomes resident
+  // and must outlive the Reader. Once; no reads in flight.
+  virtual void register_memory(std::span<uint8_t> memory) { static_cast<void>(memory); }
 };
 
 struct ReaderOptions {
-  std::string backend = "auto";  // auto | io_uring | pread | memory | null
-  size_t depth = 64;             // 1 to 4096; pread starts up to 16 threads
+  // auto | io_uring | pread | memory | null, or fault:KIND:SEED:RATE (tests; see fault.cc)
+  std::string backend = "auto";
+  size_t depth = 64;   // 1 to 4096; pread starts up to 16 threads
   bool direct = true;  // O_DIRECT where the file system takes it (tried by a real read), else buffered
+  // Most bytes of adjoining reads that go as one; at 64 KiB a drive is near its sequential rate.
+  size_t merged_bytes = size_t{64} << 10;
 };
 std::unique_ptr<Reader> open_reader(const std::string& path, const ReaderOptions& options);
 bool io_uring_compiled();

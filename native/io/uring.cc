@@ -3,6 +3,7 @@
 
 #include <liburing.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <vector>
@@ -13,26 +14,30 @@
 namespace hotset::io {
 namespace {
 
-// Completions need no interrupt of the owner, which asks for them anyway; kernels before 5.19 do not know the
-// flag.
+// Completions need no interrupt of the owner, which asks for them anyway: a flag in the ring tells it,
+// without a system call, that some are due. Kernels before 5.19 know neither. (DEFER_TASKRUN would save 0.4
+// us a read more, but only the thread that made the ring may then wait, and an engine's steps come from any.)
 int set_up(io_uring* ring, size_t depth) {
-#ifdef IORING_SETUP_COOP_TASKRUN
-  const int error = io_uring_queue_init(static_cast<unsigned>(depth), ring, IORING_SETUP_COOP_TASKRUN);
+#if defined(IORING_SETUP_COOP_TASKRUN) && defined(IORING_SETUP_TASKRUN_FLAG)
+  const int error = io_uring_queue_init(static_cast<unsigned>(depth), ring,
+                                        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
   if (error != -EINVAL) return error;
 #endif
   return io_uring_queue_init(static_cast<unsigned>(depth), ring, 0);
 }
 
+constexpr size_t kMostRegistered = size_t{1} << 30;  // of one registered piece, by the kernel
+
 class UringReader final : public QueueReader {
  public:
-  UringReader(File opened, size_t depth) : QueueReader(std::move(opened), depth), slots_(depth) {
-    const int error = set_up(&ring_, depth);
+  UringReader(File opened, const ReaderOptions& options)
+      : QueueReader(std::move(opened), options), parts_(most_reads() + kMostParts) {
+    const int error = set_up(&ring_, options.depth);
     if (error < 0) fail("cannot set up io_uring", error);
     const int fd = file().fd();
     // A registered file saves the look-up for each read; where the limit on open files forbids it, do
     // without.
-    registered_ = io_uring_register_files(&ring_, &fd, 1) == 0;
-    for (size_t i = 0; i < depth; ++i) free_.push_back(i);
+    file_registered_ = io_uring_register_files(&ring_, &fd, 1) == 0;
   }
 
   ~UringReader() override {
@@ -43,14 +48,25 @@ class UringReader final : public QueueReader {
 
   const char* backend() const override { return "io_uring"; }
 
+  // The kernel then need not look up and pin the pages of every read. It refuses where locked memory is
+  // limited.
+  void register_memory(std::span<uint8_t> memory) override {
+    std::vector<iovec> pieces;
+    for (size_t at = 0; at < memory.size(); at += kMostRegistered)
+      pieces.push_back({memory.data() + at, std::min(kMostRegistered, memory.size() - at)});
+    if (io_uring_register_buffers(&ring_, pieces.data(), static_cast<unsigned>(pieces.size())) == 0)
+      memory_ = memory;
+  }
+
  private:
   [[noreturn]] void fail(const char* what, int error) const {
     throw IoError(file().path() + ": " + what + ": " + strerror(-error));
   }
 
-  void start(std::span<const Read> reads) override {
-    for (const Read& read : reads) prepare(read);
-    for (size_t left = reads.size(); left > 0;) {
+  void start(std::span<const Transfer> transfers) override {
+    size_t used = 0;  // of parts_: the kernel has copied them when submit returns
+    for (Transfer t : transfers) used += prepare(t, used);
+    for (size_t left = transfers.size(); left > 0;) {
       const int n = io_uring_submit(&ring_);
       if (n == -EINTR) continue;
       if (n <= 0) fail("cannot submit reads to io_uring", n);
@@ -59,15 +75,32 @@ class UringReader final : public QueueReader {
     }
   }
 
-  void prepare(const Read& read) {
+  // Returns how many parts it used from `first` on.
+  size_t prepare(Transfer t, size_t first) {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);  // never null: submit() admits no more than `depth` reads
-    io_uring_prep_read(sqe, registered_ ? 0 : file().fd(), read.dst.data(),
-                       static_cast<unsigned>(read.dst.size()), read.offset);
-    if (registered_) io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
-    const size_t slot = free_.back();
-    free_.pop_back();
-    slots_[slot] = read;
-    io_uring_sqe_set_data(sqe, reinterpret_cast<void*>(slot));
+    const int fd = file_registered_ ? 0 : file().fd();
+    const std::span<uint8_t> only = only_part(t);
+    const auto size = static_cast<unsigned>(only.size());
+    size_t parts = 0;
+    if (only.empty()) {
+      parts = parts_of(t, std::span(parts_).subspan(first));
+      io_uring_prep_readv(sqe, fd, &parts_[first], static_cast<unsigned>(parts), offset_of(t));
+    } else if (const int index = registered(only); index >= 0) {
+      io_uring_prep_read_fixed(sqe, fd, only.data(), size, offset_of(t), index);
+    } else {
+      io_uring_prep_read(sqe, fd, only.data(), size, offset_of(t));
+    }
+    if (file_registered_) io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data(sqe, reinterpret_cast<void*>(uintptr_t{t}));
+    return parts;
+  }
+
+  // Number of the registered piece that holds all of `dst`, or -1.
+  int registered(std::span<const uint8_t> dst) const {
+    if (dst.data() < memory_.data() || dst.data() + dst.size() > memory_.data() + memory_.size()) return -1;
+    const auto at = static_cast<size_t>(dst.data() - memory_.data());
+    const size_t piece = at / kMostRegistered;
+    return (at + dst.size() - 1) / kMostRegistered == piece ? static_cast<int>(piece) : -1;
   }
 
   bool take(Done& done, size_t at_least) override {
@@ -79,25 +112,23 @@ class UringReader final : public QueueReader {
       while (error == -EINTR);
       if (error < 0) fail("cannot wait for io_uring", error);
     }
-    const auto slot = reinterpret_cast<size_t>(io_uring_cqe_get_data(cqe));
-    done = {slots_[slot], cqe->res};
+    done = {static_cast<Transfer>(reinterpret_cast<uintptr_t>(io_uring_cqe_get_data(cqe))), cqe->res};
     io_uring_cqe_seen(&ring_, cqe);
-    free_.push_back(slot);
     --in_kernel_;
     return true;
   }
 
   io_uring ring_;
-  bool registered_ = false;
-  size_t in_kernel_ = 0;      // reads submitted and not taken
-  std::vector<Read> slots_;   // [depth] reads in flight
-  std::vector<size_t> free_;  // places in slots_
+  bool file_registered_ = false;
+  std::span<uint8_t> memory_;  // registered, in pieces
+  std::vector<iovec> parts_;   // of the transfers being submitted
+  size_t in_kernel_ = 0;       // transfers submitted and not taken
 };
 
 }  // namespace
 
-std::unique_ptr<Reader> make_io_uring(File file, size_t depth) {
-  return std::make_unique<UringReader>(std::move(file), depth);
+std::unique_ptr<Reader> make_io_uring(File file, const ReaderOptions& options) {
+  return std::make_unique<UringReader>(std::move(file), options);
 }
 
 bool io_uring_works() {

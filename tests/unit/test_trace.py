@@ -73,19 +73,16 @@ def test_reads_and_counters_of_a_sparse_model(tmp_path: Path) -> None:
         run(engine, [1, 2, 3], [5, 6])
     events = events_of(tmp_path / "t.json")
     begun = [e for e in events if e["ph"] == "b"]
-    assert (
-        len(begun)
-        == engine.sparse_stats["reads"]
-        == 3 * 2 * 280
-        - sum(e["args"]["value"] - 20 for e in events if e["ph"] == "C" and e["name"] == "neurons in memory")
-    )
+    present = [e["args"]["value"] for e in events if e["ph"] == "C" and e["name"] == "neurons in memory"]
+    assert sum(e["args"]["bytes"] for e in begun) == engine.sparse_stats["bytes_read"]
+    assert engine.sparse_stats["bytes_read"] == (3 * 2 * 300 - sum(present)) * model.stride
     rows: dict[int, float] = {}  # when each row of the drive is free again
     for event in (e for e in events if e["ph"] in "be"):
         if event["ph"] == "b":
             assert rows.get(event["id"], 0.0) <= event["ts"]
         rows[event["id"]] = event["ts"]
     depths = [e["args"]["value"] for e in events if e["name"] == "reads in flight"]
-    assert max(depths) == len(rows) == 16 and depths[-1] == 0
+    assert max(depths) == len(rows) <= 16 and depths[-1] == 0
     spans = spans_of(events, stepper(events))
     check_nesting(spans)
     assert {"submit", "wait for drive", "check", "gate and up, in memory", "gate and up, read", "down"} <= {
