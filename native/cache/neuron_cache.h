@@ -52,6 +52,8 @@ class NeuronCache {
   const CacheCounters& counters() const { return counters_; }
   size_t bytes() const { return hot_memory_.size() + cold_memory_.size(); }
   size_t slots() const { return owner_.size(); }
+  bool full() const { return used_ == owner_.size(); }  // every slot has held a neuron
+  std::span<uint8_t> cold_memory() const { return {cold_memory_.data(), cold_memory_.size()}; }
 
  private:
   static constexpr uint32_t kAbsent = UINT32_MAX;

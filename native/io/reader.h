@@ -37,7 +37,7 @@ class Reader {
   // good for nothing but destruction.
   virtual size_t wait(std::span<uint64_t> tags, size_t min_done) = 0;
   // Makes reads into this memory cost less from now on, where the back end can. All of it becomes resident
-  // and must outlive the Reader. Once; no reads in flight.
+  // and must outlive the Reader. Once.
   virtual void register_memory(std::span<uint8_t> memory) { static_cast<void>(memory); }
 };
 

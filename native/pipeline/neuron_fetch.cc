@@ -6,12 +6,19 @@
 namespace hotset::pipeline {
 
 NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io)
-    : file_(file), bytes_(bytes), io_(std::move(io)), reader_(io::open_reader(file.path, io_)) {
-  ended_.resize(reader_->depth());
+    : file_(file), bytes_(bytes), io_(std::move(io)), reader_(io::open_reader(file.path, io_)) {}
+
+void NeuronFetch::register_memory(std::span<uint8_t> memory) {
+  if (memory.empty() || !memory_.empty() || !reader_) return;
+  reader_->register_memory(memory);
+  memory_ = memory;
 }
 
 void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* place) {
-  if (!reader_) reader_ = io::open_reader(file_.path, io_);
+  if (!reader_) {
+    reader_ = io::open_reader(file_.path, io_);
+    if (!memory_.empty()) reader_->register_memory(memory_);
+  }
   if (in_flight_ == 0 && batches_[1 - batch].reads.empty()) first_ = batch;
   batches_[batch].reads.push_back({file_.position(layer, neuron), {place, bytes_}, batch});
 }
@@ -19,19 +26,22 @@ void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* plac
 void NeuronFetch::send(size_t most) {
   for (size_t i = 0; i < kBatches; ++i) {
     Batch& b = batches_[(first_ + i) % kBatches];
-    const size_t n = std::min({b.reads.size() - b.sent, reader_->depth() - in_flight_, most});
+    const size_t n = std::min(b.reads.size() - b.sent, most);
     if (n == 0) continue;
-    reader_->submit({b.reads.data() + b.sent, n});
-    b.sent += n;
-    in_flight_ += n;
-    reads_ += n;
-    most -= n;
+    const uint64_t before = reader_->requests();
+    const size_t sent = reader_->submit({b.reads.data() + b.sent, n});
+    b.sent += sent;
+    in_flight_ += sent;
+    neurons_ += sent;
+    requests_ += reader_->requests() - before;
+    most -= sent;
   }
 }
 
 void NeuronFetch::take(size_t min_done) {
-  const size_t n = reader_->wait({ended_.data(), in_flight_}, min_done);
-  for (size_t i = 0; i < n; ++i) ++batches_[ended_[i]].ended;
+  std::array<uint64_t, 256> ended;
+  const size_t n = reader_->wait({ended.data(), std::min(in_flight_, ended.size())}, min_done);
+  for (size_t i = 0; i < n; ++i) ++batches_[ended[i]].ended;
   in_flight_ -= n;
 }
 

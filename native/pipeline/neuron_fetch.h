@@ -3,6 +3,7 @@
 
 #include <array>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "io/reader.h"
@@ -19,6 +20,8 @@ class NeuronFetch {
   // bytes: of each bundle that are read.
   NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io);
 
+  // Makes reads into this memory, which must outlive this object, cost less; once.
+  void register_memory(std::span<uint8_t> memory);
   // Queues the read of a neuron into `place`, which must stay until the batch is done.
   void add(size_t batch, size_t layer, uint32_t neuron, uint8_t* place);
   // Notes what has come and sends at most so many reads; does not wait. Throws IoError.
@@ -27,8 +30,8 @@ class NeuronFetch {
   void wait(size_t batch);
   void abandon();  // ends all reads
 
-  uint64_t reads() const { return reads_; }
-  uint64_t bytes_read() const { return reads_ * bytes_; }
+  uint64_t requests() const { return requests_; }  // that the drive got: adjoining neurons are one
+  uint64_t bytes_read() const { return neurons_ * bytes_; }
   double stall_seconds() const { return stall_seconds_; }  // in wait()
 
  private:
@@ -43,11 +46,11 @@ class NeuronFetch {
   size_t bytes_;
   io::ReaderOptions io_;
   std::unique_ptr<io::Reader> reader_;
+  std::span<uint8_t> memory_;  // registered
   std::array<Batch, kBatches> batches_;
-  std::vector<uint64_t> ended_;
   size_t first_ = 0;      // batch that is sent first
   size_t in_flight_ = 0;  // of both
-  uint64_t reads_ = 0;
+  uint64_t neurons_ = 0, requests_ = 0;
   double stall_seconds_ = 0;
 };
 

@@ -156,7 +156,7 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
 
 SparseCounters SparseFfn::counters() const {
   SparseCounters c = counters_;
-  c.reads = fetch_.reads() + stream_.reads();
+  c.reads = fetch_.requests() + stream_.reads();
   c.bytes_read = fetch_.bytes_read() + stream_.bytes_read();
   c.stall_seconds = fetch_.stall_seconds() + stream_.stall_seconds();
   return c;

@@ -81,6 +81,8 @@ void SparseFfn::choose(size_t layer, const Input& in, ThreadPool& pool) {
   c.spilled = 0;
   c.layer = layer;
   cache_.begin();
+  if (cache_.full())
+    fetch_.register_memory(cache_.cold_memory());  // not before: that makes all of it resident
   if (!predictor_) {
     for (uint32_t i = 0; i < file_.neurons; ++i) consider(c, i, 0);
   } else {
