@@ -1,6 +1,7 @@
 // Spans, rings and their reader: what is written comes out once, whole and in order, also while it is being
 // written.
 #include <atomic>
+#include <barrier>
 #include <string>
 #include <thread>
 #include <vector>
@@ -47,9 +48,11 @@ void test_workers() {
   trace::enabled = true;
   {
     const trace::Span span("job");
-    pool.run([](void*, size_t) {}, nullptr);
+    std::barrier all(3);  // so every thread takes one chunk
+    pool.parallel_for(3, 1, [&](size_t, size_t, size_t) { all.arrive_and_wait(); });
   }
-  pool.run([](void*, size_t) {}, nullptr);  // part of nothing
+  std::barrier all(3);
+  pool.parallel_for(3, 1, [&](size_t, size_t, size_t) { all.arrive_and_wait(); });  // part of nothing
   trace::enabled = false;
   size_t workers = 0;
   for (const auto& t : trace::take()) {
