@@ -105,6 +105,8 @@ def sparsify(
     )
     with progress_bar(not json) as progress:
         report = tool(settings, Running(**_values(running)), output, note, progress)
+    if not report.first:
+        return
     if json:
         print_json(as_json(report))
     elif report.found is None:

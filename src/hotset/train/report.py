@@ -49,6 +49,7 @@ class Measured:
     loss: float
     zeros: tuple[float, ...]  # share of each layer
     tokens: int
+    sources: dict[str, float]  # loss on each text
 
     @property
     def perplexity(self) -> float:
@@ -77,7 +78,7 @@ class Reporter:
 
     def measured(self, step: int, found: Measured) -> None:
         figures = {"loss": found.loss, "perplexity": found.perplexity, "zeros": found.zeros}
-        self._write("held_out", step, figures)
+        self._write("held_out", step, figures | {f"loss of {name}": loss for name, loss in found.sources.items()})
         self._say(f"step {step}, {found.line()}")
 
     def say(self, text: str) -> None:

@@ -40,6 +40,7 @@ class SparsifyReport:
     seconds: float
     found: Measured | None
     epochs: dict[str, float]  # of each source
+    first: bool  # whether this process is the one that reports
 
 
 def sparsify(
@@ -118,7 +119,7 @@ def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -
         if found is not None:
             reporter.measured(trainer.step, found)
     epochs = dict(zip((each.name for each in mixture.sources), mixture.epochs, strict=True))
-    report = SparsifyReport(dest, trainer.step, trainer.seconds, found, epochs)
+    report = SparsifyReport(dest, trainer.step, trainer.seconds, found, epochs, world.first)
     if found is not None:
         _write(trainer, report, source, config)
     return report
@@ -151,6 +152,7 @@ def as_json(report: SparsifyReport) -> Json:
             "zeros": sum(found.zeros) / len(found.zeros),
             "zeros_per_layer": list(found.zeros),
             "held_out_tokens": found.tokens,
+            "loss_per_source": found.sources,
         }
     return {"step": report.step, "seconds": report.seconds, "epochs": report.epochs} | measured
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hotset.errors import MemoryBudgetError, TrainingError, UsageError
 from hotset.train.checkpoint import Checkpoints, Place
 from hotset.train.ffn import SparseFfn
-from hotset.train.mixture import Mixture, Windows
+from hotset.train.mixture import Mixture, Source, Windows
 from hotset.train.objective import Objective
 from hotset.train.optimizers import set_rate
 from hotset.train.parallel import World, sync_gradients
@@ -158,19 +158,25 @@ class Trainer:
         )
 
     def measure(self) -> Measured:
-        """Loss and zeros on held-out text, the same windows in every process. Sources count alike by their windows."""
+        """Loss and zeros on held-out text, the same windows in every process; means over all windows."""
         for ffn in self.parts.ffns:
             ffn.wants_zeros, ffn.wants_size = True, False
-        sums = torch.zeros(1 + len(self.parts.ffns), device=self.world.device)
-        count = 0
         with torch.no_grad(), self._precision(), _memory(self.running, self.s):
-            for source in self.parts.mixture.sources:
-                for windows in torch.from_numpy(source.measured(_MEASURED)).split(self.running.micro_batch):
-                    loss = self.parts.objective.next_token(windows.to(self.world.device))
-                    sums += len(windows) * torch.stack([loss, *self._zeros()])
-                    count += len(windows)
+            found = {source.name: self._measure(source) for source in self.parts.mixture.sources}
+        sums = torch.stack([each for each, _ in found.values()]).sum(0)
+        count = sum(windows for _, windows in found.values())
         loss, *zeros = (sums / count).tolist()
-        return Measured(loss, tuple(zeros), count * self.s.sequence)
+        sources = {name: each[0].item() / windows for name, (each, windows) in found.items()}
+        return Measured(loss, tuple(zeros), count * self.s.sequence, sources)
+
+    def _measure(self, source: Source) -> tuple[Tensor, int]:
+        """Sums over the windows of one source, [1 + layers]: loss, zeros of each layer; and how many windows."""
+        chosen = torch.from_numpy(source.measured(_MEASURED))
+        sums = torch.zeros(1 + len(self.parts.ffns), device=self.world.device)
+        for windows in chosen.split(self.running.micro_batch):
+            loss = self.parts.objective.next_token(windows.to(self.world.device))
+            sums += len(windows) * torch.stack([loss, *self._zeros()])
+        return sums, len(chosen)
 
     def _zeros(self) -> list[Tensor]:
         return [ffn.zeros for ffn in self.parts.ffns if ffn.zeros is not None]

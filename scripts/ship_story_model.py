@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Makes the store of the package from what scripts/make_story_model.py trained, and records what both models reach.
+
+    scripts/ship_story_model.py OUT --calibration stories.jsonl --held-out other_stories.jsonl [--result FILE]
+
+OUT/store and OUT/control are the converted models, OUT/packed is what src/hotset/data/stories holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hotset import LLM
+from hotset.cli.main import main as hotset
+from hotset.formats.files import read_json
+from hotset.tools.result import Series, record, write
+from hotset.train.text import documents
+
+DENSE = "q8_0"  # of everything but the neurons, a third of the weights
+NEURONS = "q4_0"
+STORIES = 120  # held out, whose perplexity is taken
+
+
+def run(*arguments: Any) -> None:
+    if code := hotset([str(part) for part in arguments]):
+        raise SystemExit(code)
+
+
+def make_stores(out: Path, calibration: Path) -> None:
+    """OUT/packed with profile and predictors, and OUT/control."""
+    for kind, name in (("drelu", "store"), ("swiglu", "control")):
+        run("convert", out / kind, "--out", out / name, "--quant", DENSE, "--force")
+    run("profile", out / "store", "--text", calibration, "--no-replay")
+    run("pack", out / "store", "--out", out / "packed", "--format", NEURONS, "--force")
+    run("train-predictor", out / "packed", "--text", calibration)
+
+
+def perplexity(store: Path, stories: list[str], **options: Any) -> float:
+    """Of whole stories, each from an empty context; tokens count alike."""
+    total = tokens = 0.0
+    with LLM(store, **options) as llm:
+        for story in stories:
+            size = len(llm.tokenizer.encode(story))
+            window = max(2, min(size, llm.context))
+            found = llm.perplexity(story, window=window, stride=window)
+            total += math.log(found.value) * found.tokens
+            tokens += found.tokens
+    return math.exp(total / tokens)
+
+
+def measure(out: Path, held_out: Path) -> dict[str, Any]:
+    stories = list(islice(documents(held_out), STORIES))
+    return {
+        "held-out stories": len(stories),
+        f"SwiGLU control, {DENSE}": perplexity(out / "control", stories),
+        f"dReLU, {DENSE}": perplexity(out / "store", stories),
+        f"dReLU, neurons {NEURONS}, exact": perplexity(out / "packed", stories),
+        f"dReLU, neurons {NEURONS}, predicted": perplexity(out / "packed", stories, predict="auto"),
+    }
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """Logged steps: step, tokens, loss, mean zeros; and what was measured on held-out text."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    keep = ("kind", "step", "tokens", "loss", "perplexity", "zeros", "rate")
+    return [{key: entry[key] for key in keep if key in entry} for entry in entries]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True, help="text for profile and predictors")
+    parser.add_argument("--held-out", type=Path, required=True, help="stories that were not trained on")
+    parser.add_argument("--result", type=Path, help="where the figures are written")
+    parser.add_argument("--ship", type=Path, help="copy the packed store to this folder")
+    known = parser.parse_args()
+    make_stores(known.out, known.calibration)
+    reached = measure(known.out, known.held_out)
+    print(json.dumps(reached, indent=1))
+    if known.result is not None:
+        runs = {kind: read_json(known.out / kind / "sparsify.json") for kind in ("drelu", "swiglu")}
+        curves = {kind: curve(known.out / kind) for kind in runs}
+        series = [Series("perplexity", "", (value,), model=name) for name, value in reached.items()]
+        write(record("story model", series, runs=runs, curves=curves), known.result)
+    if known.ship is not None:
+        shutil.copytree(known.out / "packed", known.ship, dirs_exist_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
