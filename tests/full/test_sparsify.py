@@ -14,6 +14,7 @@ from sparsify_runs import MODEL, command, corpus, losses
 
 from hotset import LLM
 from hotset.cli.main import main
+from hotset.formats.safetensors import read_folder
 from hotset.models import resolve
 from hotset.tools.convert import convert
 from hotset.tools.pack import pack
@@ -104,6 +105,9 @@ def test_a_run_learns_and_says_what_it_reached(trained: Path) -> None:
     assert measured["perplexity"] == pytest.approx(math.exp(measured["loss"]))
     assert len(measured["zeros_per_layer"]) == 5 and 0.3 < measured["zeros"] < 1
     assert record["settings"]["distill"] == 0.5
+    weights, before = (read_folder(folder) for folder in (trained, MODEL))
+    assert {name: entry.shape for name, (_, entry) in weights.items()} == {n: e.shape for n, (_, e) in before.items()}
+    assert record["parameters"] == sum(math.prod(entry.shape) for _, entry in before.values())
     assert any((trained / "tensorboard").iterdir())
 
 

@@ -115,10 +115,16 @@ def load_model(folder: Path, *, from_scratch: bool, seed: int) -> Any:
         raise ModelError(f"transformers cannot load {folder}: {str(error).splitlines()[0]}") from None
 
 
+def untied(state: dict[str, Any], config: Json) -> dict[str, Any]:
+    """The state without the head where it is the embedding again."""
+    tied = config.get("tie_word_embeddings", False)
+    return {name: tensor for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+
+
 def write_model(model: Any, state: dict[str, Any], config: Json, source: Path, dest: Path, dtype: torch.dtype) -> None:
     """A Hugging Face folder; its config.json comes last, so that a half-written one is not taken for a model.
 
-    state: name -> tensor of the whole model, in f32. Tied copies are left out.
+    state: name -> tensor of the whole model, in f32, each once.
     """
     part = dest / "model.partial"
     shutil.rmtree(part, ignore_errors=True)

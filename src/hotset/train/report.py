@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from hotset.errors import HostError
+from hotset.train.settings import Settings
 
 Say = Callable[[str], None]
 
@@ -69,6 +70,12 @@ class Reporter:
         self._board = _board(folder / "tensorboard", start) if first and tensorboard else None
         self._bar = _Bar() if first and sys.stderr.isatty() else None
 
+    def start(self, step: int, settings: Settings) -> None:
+        """Each try's settings are logged, as they may be changed on the way with --accept-changes."""
+        self._write("start", step, {"settings": settings.as_json()})
+        if step:
+            self._say(f"going on after step {step}")
+
     def step(self, now: Now) -> None:
         self._write("train", now.step, {name: getattr(now, name) for name in Now.__slots__ if name != "steps"})
         if self._bar is not None:
@@ -81,14 +88,11 @@ class Reporter:
         self._write("held_out", step, figures | {f"loss of {name}": loss for name, loss in found.sources.items()})
         self._say(f"step {step}, {found.line()}")
 
-    def say(self, text: str) -> None:
-        self._say(text)
-
     def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         if self._log is not None:
             self._log.write(json.dumps({"kind": kind} | {"step": step} | figures) + "\n")
             self._log.flush()
-        if self._board is not None:
+        if self._board is not None and kind != "start":
             for name, value in figures.items():
                 if name == "zeros":
                     for layer, zeros in enumerate(value):

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from hotset.train import parallel
 from hotset.train.checkpoint import WHOLE, Checkpoints
 from hotset.train.ffn import swap_ffns
 from hotset.train.mixture import Mixture, make_source
-from hotset.train.model import load_model, read_config, sparse_config, write_model
+from hotset.train.model import load_model, read_config, sparse_config, untied, write_model
 from hotset.train.objective import Objective
 from hotset.train.optimizers import make_optimizers
 from hotset.train.report import Measured, Reporter, Say
@@ -112,8 +111,7 @@ def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -
     board = trainer.running.tensorboard
     reporter = Reporter(dest, say, first=world.first, tensorboard=board, start=trainer.step)
     with reporter, _stop_flag() as stop:
-        if trainer.step:
-            reporter.say(f"going on after step {trainer.step}")
+        reporter.start(trainer.step, trainer.s)
         finished = trainer.run(reporter, stop.is_set)
         found = trainer.measure() if finished else None
         if found is not None:
@@ -129,17 +127,16 @@ def _write(trainer: Trainer, report: SparsifyReport, source: Path, config: Json)
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
     s, model = trainer.s, trainer.parts.model
-    state = get_model_state_dict(model, options=WHOLE)
+    state = untied(get_model_state_dict(model, options=WHOLE), config)
     if trainer.world.first:
         write_model(model, state, config, source, report.dest, _SAVED[s.dtype])
-        record = {"settings": s.as_json(), "as_measured": as_json(report), "parameters": _parameters(state)}
+        record = {
+            "settings": s.as_json(),
+            "as_measured": as_json(report),
+            "parameters": sum(t.numel() for t in state.values()),
+        }
         (report.dest / "sparsify.json").write_text(json.dumps(record, indent=2) + "\n")
     trainer.world.wait()
-
-
-def _parameters(state: dict[str, Any]) -> int:
-    """Tied ones once."""
-    return sum({tensor.data_ptr(): tensor.numel() for tensor in state.values()}.values())
 
 
 def as_json(report: SparsifyReport) -> Json:
