@@ -51,6 +51,7 @@ class LLM:
         reuse: keep finished prompts, so that the next one that begins alike starts where they differ.
         predict: of a packed store, "exact" (same text as computing every neuron) or "auto" (also predictors that were
             trained within a loss of quality, where the store has them).
+        loss: of perplexity, relative, that predictors may cost with "auto"; None: what they were calibrated for.
         draft: of a packed store run exact under a budget, let such predictors propose tokens, many of which are then
             verified at a time: the same text, sooner.
         plan: of a packed store, a file that `hotset plan` wrote; None: planned now, or taken from the cache.
@@ -74,6 +75,7 @@ class LLM:
         ignore_keys: Collection[str] = (),
         reuse: bool = True,
         predict: Predict = "exact",
+        loss: float | None = None,
         draft: bool = True,
         plan: str | Path | None = None,
         trace: str | Path | None = None,
@@ -85,7 +87,7 @@ class LLM:
         self.config: ModelConfig = self.descriptor.config
         self.tokenizer = Tokenizer.load(self.store.path)
         file = None if plan is None else Path(plan).expanduser()
-        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, draft, file)
+        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, loss, draft, file)
         core, allotment, self.plan = load_model(self.store, self.descriptor, options)
         self._trace = None if trace is None else _start_trace(trace)
         dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)

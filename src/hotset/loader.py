@@ -35,6 +35,7 @@ class LoadOptions:
     isa: str | None
     load: str
     predict: Predict
+    loss: float | None
     draft: bool
     plan: Path | None
 
@@ -76,7 +77,8 @@ def _plan(store: Store, model: Model, options: LoadOptions) -> Plan:
         options.kv,
         options.threads,
         options.predict,
-        options.draft,
+        loss=options.loss,
+        draft=options.draft,
     )
     return plan_for(store, model, wishes, file=options.plan)
 
@@ -190,7 +192,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         trained = read_predictors(store.path, store.neurons)
         if trained is None:
             raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
-        keep, fetch, relu, ahead = list(trained.keep), list(trained.fetch), trained.relu, trained.ahead
+        (keep, fetch), relu, ahead = map(list, trained.limits(plan.loss)), trained.relu, trained.ahead
         pairs = zip(trained.down, trained.up, strict=True)
         low_rank = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
     return _core.SparseOptions(

@@ -31,7 +31,7 @@ from hotset.tools.plan_sizes import neuron_sizes
 from hotset.tools.run_stats import lines, run_stats
 
 ROOT = Path(__file__).parents[2]
-FACTS = {"relu": False, "ahead": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
+FACTS = {"relu": False, "ahead": False, "active": 0.5, "energy": 0.01, "perplexity_change": 0.001}
 PROMPTS = ["Once upon a time", "The dog", "Lily and Tom went to the park. They", "One day"]
 # The map is the gate itself, so the limit alone says how good drafts are: all active neurons, few, none. The rough one
 # is also given the wrong input, that of the layer before.
@@ -59,10 +59,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
         assert store.neurons is not None
         hidden, layers = store.neurons.hidden, store.neurons.layers
         maps = [(np.eye(hidden, dtype=np.float32), gate) for gate in gates(dense)]
-        none = np.zeros((layers, 1), np.float32)
-        tables, facts = Thresholds(none[0], none, none), FACTS | {"ahead": name == "rough"}
-        limits = [limit] * layers, [2 * limit] * layers
-        write_predictors(store.path, store.neurons, maps, *limits, tables, facts, "f32")
+        table = np.array([[limit, 2 * limit]] * layers, np.float32)
+        shares = np.full((layers, 2), 0.75, np.float32)
+        tables = Thresholds(np.array([0.01, 0.1], np.float32), table, shares, shares)
+        write_predictors(store.path, store.neurons, maps, tables, FACTS | {"ahead": name == "rough"}, "f32")
         made[name] = store
     return made
 

@@ -61,7 +61,7 @@ def traces() -> list[NDArray[np.bool_]]:
 
 @pytest.fixture(scope="module")
 def profiled(traces: list[NDArray[np.bool_]]) -> Profiled:
-    return Profiled(shares_of(traces), {"gate": 1.0, "low-rank": 2.0})
+    return Profiled(shares_of(traces), {"gate": 1.0, "low-rank": 2.0}, {"gate": 1.0, "low-rank": 2.0})
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
 
 ROOT = Path(__file__).parents[2]
-FACTS = {"relu": False, "ahead": False, "candidates": 1.5, "recall": 0.95, "perplexity_change": 0.001}
+FACTS = {"relu": False, "ahead": False, "active": 0.2, "energy": 0.01, "perplexity_change": 0.001}
 Floats = NDArray[np.float32]
 TABLES = Thresholds(
     np.array([0.01, 0.1], np.float32),
     np.array([[3.0, 4.0]] * 5, np.float32),
     np.array([[0.5, 0.25], *[[0.3, 0.15]] * 4], np.float32),
+    np.array([[0.9, 0.8]] * 5, np.float32),
 )
 
 
@@ -61,7 +63,8 @@ def write(packed: Store, dense: Store, facts: dict[str, Any] = FACTS, limit: flo
     assert packed.neurons is not None
     maps = [(np.eye(packed.neurons.hidden, dtype=np.float32), gate) for gate in gates(dense)]
     layers = packed.neurons.layers
-    write_predictors(packed.path, packed.neurons, maps, [limit] * layers, [2 * limit] * layers, TABLES, facts, fmt)
+    scores = np.array([[limit, 2 * limit]] * layers, np.float32)
+    write_predictors(packed.path, packed.neurons, maps, replace(TABLES, scores=scores), facts, fmt)
 
 
 def read(packed: Store) -> Predictors | None:
@@ -74,12 +77,17 @@ def test_what_was_written_is_read(packed: Store, dense: Store) -> None:
     write(packed, dense, limit=0.5)
     found = read(packed)
     assert found is not None and packed.neurons is not None
-    assert found.keep == (0.5,) * 5 and found.fetch == (1.0,) * 5 and found.relu is False
-    assert found.ahead is False
-    assert found.tables.at(0.01) == found.tables.at(0.05) == found.tables.at(0.001) == (3.0,) * 5
-    assert found.tables.at(0.2) == (4.0,) * 5
-    assert found.tables.share(0.02) == pytest.approx(0.34)
-    assert (found.candidates, found.recall, found.perplexity_change) == (1.5, 0.95, 0.001)
+    assert not found.relu and not found.ahead
+    assert (found.active, found.energy, found.perplexity_change) == (0.2, 0.01, 0.001)
+    # 0.3, thirty times the energy, is given up where neurons are missing.
+    assert found.limits() == ((0.5,) * 5, (1.0,) * 5)
+    assert found.limits(0.02) == ((1.0,) * 5, (1.0,) * 5)  # twenty times the loss, twenty times the energy
+    assert found.energy_at(1e-9) == 1e-6 and found.energy_at(0.9) == 0.5
+    assert found.candidates() == pytest.approx(0.34 / 0.2)
+    assert found.wanted() == pytest.approx(0.17 / 0.2)
+    tables = found.tables
+    assert tables.at(0.01) == tables.at(0.05) == tables.at(0.001) == (0.5,) * 5
+    assert tables.share(0.02) == pytest.approx(0.34) and tables.found(0.2) == pytest.approx(0.8)
     for layer, (entry, gate) in enumerate(zip(found.up, gates(dense), strict=True)):
         data = np.fromfile(entry.path, np.uint8, entry.bytes, offset=entry.offset)
         rows = _core.decode(entry.fmt, data, entry.rows, entry.cols)
@@ -129,7 +137,7 @@ def test_files_that_do_not_fit(packed: Store, dense: Store) -> None:
         read(packed)
     assert packed.neurons is not None
     maps = [(np.eye(8, 64, dtype=np.float32), np.zeros((172, 8), np.float32))] * 5
-    write_predictors(packed.path, packed.neurons, maps[:4], [0.0] * 5, [0.0] * 5, TABLES, FACTS)
+    write_predictors(packed.path, packed.neurons, maps[:4], TABLES, FACTS)
     with pytest.raises(FormatError, match="layers"):
         read(packed)
 
@@ -151,5 +159,5 @@ def test_a_failure_leaves_no_file(packed: Store, dense: Store) -> None:
     assert packed.neurons is not None
     maps = [(np.eye(64, dtype=np.float32), np.full((172, 64), np.nan, np.float32))] * 5
     with pytest.raises(FormatError):
-        write_predictors(packed.path, packed.neurons, maps, [0.0] * 5, [0.0] * 5, TABLES, FACTS)
+        write_predictors(packed.path, packed.neurons, maps, TABLES, FACTS)
     assert not list(packed.path.glob("*predictors*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hotset import LLM
 from hotset.cli.main import main
 from hotset.errors import InputError, UsageError
-from hotset.formats.predictors import read_predictors
+from hotset.formats.predictors import Thresholds, limits, read_predictors
 from hotset.formats.store import open_store
 from hotset.models import resolve
 from hotset.planner.lowrank import moments
@@ -23,12 +24,11 @@ from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.profile_text import windows
 from hotset.tools.train_predictor import TrainOptions, split, train_predictor
-from hotset.tools.train_predictor_calibrate import STEP, Bench, Quality, calibrate, thresholds
+from hotset.tools.train_predictor_calibrate import STEP, Bench, Quality, calibrate
 from hotset.tools.train_predictor_fit import (
     LOSSES,
     LayerInputs,
     TrainingInputs,
-    Tried,
     constant_row,
     expected_log,
     fit_layer,
@@ -97,8 +97,9 @@ def test_thresholds_lose_what_they_may() -> None:
         assert 0.85 * loss < lost <= loss * 1.001  # of 128 levels, the nearest one below
         assert kept.mean() == pytest.approx(predicted)
         assert (kept & (energy > 0)).sum() / (energy > 0).sum() == pytest.approx(recall)
-    keep, fetch = thresholds([tried], 0.01)
-    assert keep[0] == tried.at(0.01)[0] < fetch[0] == tried.at(0.12)[0]
+    tables = Thresholds(LOSSES, *(x[None] for x in (tried.thresholds, tried.predicted, tried.recall)))
+    keep, fetch = limits(tables, 0.01)
+    assert keep[0] == tried.at(0.01)[0] < fetch[0] == tried.at(0.3)[0]
 
 
 def quality(energy: float, kl: float) -> Quality:
@@ -180,9 +181,10 @@ def test_trained_predictors_keep_the_loss(store: Path, report: TrainReport) -> N
     assert opened.neurons is not None
     trained = read_predictors(store, opened.neurons)
     assert trained is not None
-    assert trained.candidates == pytest.approx(report.candidates)
+    assert trained.candidates() == pytest.approx(report.candidates)
     assert trained.perplexity_change == pytest.approx(math.expm1(report.quality.kl))
-    assert all(math.isfinite(k) and k <= f for k, f in zip(trained.keep, trained.fetch, strict=True))
+    assert trained.energy == report.quality.energy
+    assert all(math.isfinite(k) and k <= f for k, f in zip(*trained.limits(), strict=True))
     assert [d.rows for d in trained.down] == [layer.rank for layer in report.layers]
     assert not list(store.glob(".train-predictor-*"))
 
@@ -192,11 +194,10 @@ def test_thresholds_that_leave_nothing_out_change_nothing(store: Path, report: T
     bench = Bench(opened, resolve(opened.config), 0)
     trained = read_predictors(store, bench.info)
     assert trained is not None
-    everything = [
-        Tried(np.full(len(LOSSES), -np.inf, np.float32), LOSSES, LOSSES, LOSSES, active=1)
-    ] * bench.info.layers
+    scores = np.full_like(trained.tables.scores, -np.inf)
+    everything = replace(trained, tables=replace(trained.tables, scores=scores))
     text = bench.passages(bench.exact(), windows([TEXT], LLM(store).tokenizer, 200, 200), 40)
-    q = bench.measure(trained, everything, 0.01, text)
+    q = bench.measure(everything, 0.01, text)
     assert q.predicted == 1
     assert (q.kl, q.perplexity) == (0, q.exact_perplexity)  # to the last bit, in steps of one token and of eight
     assert q.exact_perplexity == pytest.approx(

@@ -85,6 +85,10 @@ class EngineFlags:
             "--predict", metavar="exact|auto", help="Packed models: auto allows predictors with a small loss."
         ),
     ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option("--loss", metavar="SHARE", help="With --predict auto: loss of perplexity allowed, such as 1%."),
+    ] = None
     no_draft: Annotated[
         bool,
         typer.Option("--no-draft", help="Packed models, exact: draft no tokens with predictors to verify them."),
@@ -102,6 +106,8 @@ class EngineFlags:
         given = _given(self)
         if "ignore_key" in given:
             given["ignore_keys"] = tuple(given.pop("ignore_key"))
+        if "loss" in given:
+            given["loss"] = parse_share(given["loss"], "--loss")
         if "no_draft" in given:
             given["draft"] = not given.pop("no_draft")
         return given

@@ -57,7 +57,7 @@ def _make(model: str, engine: EngineFlags, settings: dict[str, str]) -> Plan:
     store = open_store(resolve_model(model, ignore_keys=ignored))
     _check_packed(store)
     tokenizer = Tokenizer.load(store.path)  # part of what the process holds when a model runs
-    wishes = {name: given[name] for name in ("context", "kv", "threads", "predict", "draft") if name in given}
+    wishes = {name: given[name] for name in ("context", "kv", "threads", "predict", "loss", "draft") if name in given}
     memory = parse_bytes(given["memory"]) if "memory" in given else None
     made = make_plan(store, resolve(store.config, ignore_keys=ignored), Wishes(memory=memory, **wishes), settings)
     del tokenizer

@@ -1,8 +1,9 @@
 """`predictors.safetensors` of a packed store: maps that say which neurons a token needs (docs/reference/plan.md).
 
 Tensors of layer i: `hotset.layers.{i}.predictor.down` [rank, hidden] and `…up` [ffn, rank], packed like all matrices of
-a store, rows of `up` in the store's order of neurons; and of the whole model `hotset.predictor.keep` and `…fetch`, f32
-[layers]: the least score at which a neuron in memory, and a missing one, is computed.
+a store, rows of `up` in the store's order of neurons; and of the whole model `hotset.predictor.losses`, `…scores`,
+`…predicted` and `…recall`, f32: see Thresholds. From them come the least scores at which a neuron in memory, and a
+missing one, is computed.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from hotset.formats.store_file import StoreTensor, WeightFile
 from hotset.quant import FORMATS
 
 PREDICTORS_FILE = "predictors.safetensors"
-_TABLES = ("losses", "scores", "predicted")
+# Share of energy given up where neurons are missing, to that where they are in memory: at equal divergence and 3.0 GB a
+# 7B decodes 1.2 times as fast as with 10 (docs/decisions/log.md).
+FETCH = 30.0
+LEAST_ENERGY, MOST_ENERGY = 1e-6, 0.5
+_TABLES = ("losses", "scores", "predicted", "recall")
 _FACTS = {
     "relu": bool,
     "ahead": bool,
     "order_crc32c": int,
-    "candidates": float,
-    "recall": float,
+    "active": float,
+    "energy": float,
     "perplexity_change": float,
 }
 
@@ -43,6 +48,7 @@ class Thresholds:
     losses: NDArray[np.float32]  # [n], ascending
     scores: NDArray[np.float32]  # [layers, n], descending
     predicted: NDArray[np.float32]  # [layers, n]: share of the neurons with such scores
+    recall: NDArray[np.float32]  # [layers, n]: share of the active neurons among them
 
     def at(self, loss: float) -> tuple[float, ...]:
         """[layers]: least scores at which not more than about `loss` of the energy is given up."""
@@ -52,8 +58,23 @@ class Thresholds:
         """Of the neurons of all layers, that are predicted then."""
         return float(self.predicted[:, self._index(loss)].mean())
 
+    def found(self, loss: float) -> float:
+        """Share of the active neurons of a layer, the mean of all layers, that are predicted then."""
+        return float(self.recall[:, self._index(loss)].mean())
+
     def _index(self, loss: float) -> int:
         return max(int(np.searchsorted(self.losses, np.float32(loss), side="right")) - 1, 0)
+
+
+def fetch_energy(energy: float) -> float:
+    """Share given up where neurons are missing, for that where they are in memory."""
+    return min(FETCH * energy, 0.9)
+
+
+def limits(tables: Thresholds, energy: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Least scores of neurons in memory and of missing ones, by layer, that give up about this share of energy."""
+    keep, fetch = tables.at(energy), tables.at(fetch_energy(energy))
+    return keep, tuple(max(k, f) for k, f in zip(keep, fetch, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +83,33 @@ class Predictors:
 
     down: tuple[StoreEntry, ...]
     up: tuple[StoreEntry, ...]
-    keep: tuple[float, ...]  # [layers]
-    fetch: tuple[float, ...]  # [layers], >= keep
-    tables: Thresholds  # what other thresholds would give
+    tables: Thresholds
     relu: bool  # between down and up
     ahead: bool  # maps of all layers but the first are given the input of the FFN before
-    candidates: float  # neurons computed for each active one
-    recall: float  # share of active neurons that are found
-    perplexity_change: float  # relative, expected on text like that held out: e^divergence - 1
+    active: float  # share of all neurons that are active
+    energy: float  # share given up where neurons are in memory, as calibrated
+    perplexity_change: float  # relative, expected then on text like that held out: e^divergence - 1
+
+    def energy_at(self, loss: float | None) -> float:
+        """The share of energy to give up for an allowed loss of perplexity; None: as calibrated.
+
+        The divergence grows about as the energy does, as that is the square of the error.
+        """
+        if loss is None or self.perplexity_change <= 0:
+            return self.energy
+        return min(max(self.energy * loss / self.perplexity_change, LEAST_ENERGY), MOST_ENERGY)
+
+    def limits(self, loss: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Least scores of neurons in memory and of missing ones, by layer."""
+        return limits(self.tables, self.energy_at(loss))
+
+    def candidates(self, loss: float | None = None) -> float:
+        """Neurons computed for each active one, where all are in memory."""
+        return self.tables.share(self.energy_at(loss)) / max(self.active, 1e-9)
+
+    def wanted(self, loss: float | None = None) -> float:
+        """Neurons that would be read for each active one, if none were in memory."""
+        return self.tables.share(fetch_energy(self.energy_at(loss))) / max(self.active, 1e-9)
 
     @property
     def bytes(self) -> int:
@@ -97,21 +137,18 @@ def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
     facts = _facts(path)
     entries = read_weights(path)
     maps = {part: [entries.get(_name(i, part)) for i in range(neurons.layers)] for part in ("down", "up")}
-    limits = {name: _limits(path, entries.get(f"hotset.predictor.{name}"), neurons) for name in ("keep", "fetch")}
     tables = Thresholds(*_tables(path, entries, neurons.layers))
     down, up = (tuple(e for e in maps[part] if e is not None) for part in ("down", "up"))
     _check_shapes(path, down, up, neurons)
     if facts.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; train the predictors again, or remove it")
-    return Predictors(down, up, limits["keep"], limits["fetch"], tables, **facts)
+    return Predictors(down, up, tables, **facts)
 
 
 def write_predictors(
     folder: Path,
     neurons: NeuronInfo,
     maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
-    keep: Sequence[float],
-    fetch: Sequence[float],
     tables: Thresholds,
     facts: Mapping[str, bool | float],
     fmt: str = "q8_0",
@@ -119,7 +156,7 @@ def write_predictors(
     """Writes predictors beside a packed store, whole or not at all.
 
     maps: of each layer down [rank, hidden] and up [ffn, rank], rows in the model's own order of neurons.
-    facts: relu, candidates, recall, perplexity_change, as in Predictors.
+    facts: relu, ahead, active, energy, perplexity_change, as in Predictors.
     Raises: FormatError (a weight that is no number), OSError.
     """
     path, partial = folder / PREDICTORS_FILE, folder / f".{PREDICTORS_FILE}.partial"
@@ -128,7 +165,7 @@ def write_predictors(
         for i, both in enumerate(maps)
         for part, matrix in zip(("down", "up"), both, strict=True)
     ]
-    vectors = {"keep": keep, "fetch": fetch, **{name: getattr(tables, name).ravel() for name in _TABLES}}
+    vectors = {name: getattr(tables, name).ravel() for name in _TABLES}
     tensors += [
         StoreTensor(f"hotset.predictor.{name}", "f32", len(values), 0, neurons=False)
         for name, values in vectors.items()
@@ -196,12 +233,6 @@ def _tables(path: Path, entries: Mapping[str, StoreEntry], layers: int) -> Itera
             raise FormatError(f"{path} lacks its table of {name}; train the predictors again")
         values = np.frombuffer(read_at(path, entry.offset, entry.bytes), "<f4")
         yield values if name == "losses" else values.reshape(layers, count)
-
-
-def _limits(path: Path, entry: StoreEntry | None, neurons: NeuronInfo) -> tuple[float, ...]:
-    if entry is None or (entry.fmt, entry.rows, entry.cols) != ("f32", neurons.layers, 0):
-        raise FormatError(f"{path} must have a limit for each of {neurons.layers} layers; train the predictors again")
-    return tuple(float(x) for x in np.frombuffer(read_at(path, entry.offset, entry.bytes), "<f4"))
 
 
 def _check_shapes(path: Path, down: tuple[StoreEntry, ...], up: tuple[StoreEntry, ...], neurons: NeuronInfo) -> None:

@@ -25,15 +25,20 @@ class Profiled:
     """What is known of a model's neurons: in which share of the runs of tokens each is active, in store order.
 
     shares: [n, layers, ffn], see neuron_use(). candidates: by predictor, how many neurons it makes the engine compute
-    for each active one.
+    for each active one; wanted: how many it would have it read if none were in memory.
     """
 
     shares: NDArray[np.float32]
     candidates: Mapping[Predictor, float]
+    wanted: Mapping[Predictor, float]
+
+    def computed(self, predictor: Predictor) -> float:
+        """Neurons of a token that are candidates, all layers together."""
+        return min(self.candidates[predictor] * self.active, float(self.shares[0].size))
 
     def use(self, predictor: Predictor) -> NeuronUse:
-        """Of the neurons that a predictor makes candidates: each active one stands for several tries."""
-        more = self.candidates[predictor]
+        """Of the neurons that would be read: each active one stands for several tries, or for less than one."""
+        more = self.wanted[predictor]
         return neuron_use(self.shares if more == 1 else 1 - (1 - self.shares) ** np.float32(more))
 
     @property
@@ -107,7 +112,7 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
     if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
         return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
     if left >= sizes.neurons * sizes.stride:
-        demand = Demand(profiled.use(predictor).active, profiled.active, 0) if profiled else None
+        demand = Demand(profiled.computed(predictor), profiled.active, 0) if profiled else None
         return Placement(predictor, (sizes.ffn,) * sizes.layers, 0, demand)
     if profiled is None:
         slots = left // sizes.slot_bytes
@@ -119,7 +124,7 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
     hot = tuple(use.hot[border].tolist())
     if slots < use.unions[0, border]:  # the cliff: slots that one token overwrites never hit
         hot, slots = _grown(use.hot[border], sizes, predictor, left), 0
-    demand = Demand(use.active, profiled.active, use.cold_misses(border, slots))
+    demand = Demand(profiled.computed(predictor), profiled.active, use.cold_misses(border, slots))
     return Placement(predictor, hot, slots, demand)
 
 
@@ -151,7 +156,12 @@ def judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, 
     use = profiled.use(placement.predictor)
     border = int(np.searchsorted(use.hot.sum(axis=1), sum(placement.hot), side="right")) - 1
     missed = use.cold_misses(border, placement.cold_slots)
-    return _judged(replace(placement, demand=Demand(use.active, profiled.active, missed)), sizes, profiled, host)
+    return _judged(
+        replace(placement, demand=Demand(profiled.computed(placement.predictor), profiled.active, missed)),
+        sizes,
+        profiled,
+        host,
+    )
 
 
 def _judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Placement:

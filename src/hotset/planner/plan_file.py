@@ -47,6 +47,7 @@ class Plan:
     kv_tokens: int
     prefill_chunk: int  # tokens of a prompt computed at once; layers are read once for each chunk
     memory: Mapping[str, int]
+    loss: float | None = None  # of perplexity that the predictor may cost, relative; None: as it was calibrated
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
 

@@ -47,6 +47,7 @@ class Wishes:
     kv: KvType = "f16"
     threads: int | None = None
     predict: Predict = "exact"
+    loss: float | None = None  # of perplexity, relative, that predictors may cost; None: as they were calibrated
     draft: bool = True  # where exact: trained predictors may draft what is then verified
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class Wishes:
             raise UsageError(f"predict is {self.predict!r}; wanted 'exact' or 'auto'")
         if self.kv not in ("f16", "int8"):
             raise UsageError(f"kv is {self.kv!r}; wanted 'f16' or 'int8'")
+        if self.loss is not None and not 0 < self.loss < 1:
+            raise UsageError(f"loss is {self.loss:g}; wanted more than 0 and less than 1, such as 0.01 or 1%")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; wanted at least 1")
 
@@ -71,7 +74,9 @@ def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = 
         return plan
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
-    cached = plan_path(wanted, file_state(store), [wishes.context, wishes.kv_tokens, wishes.threads, wishes.draft])
+    cached = plan_path(
+        wanted, file_state(store), [wishes.context, wishes.kv_tokens, wishes.threads, wishes.draft, wishes.loss]
+    )
     found = _from_cache(cached, wanted, wishes.memory)
     if found is None:
         found = make_plan(store, model, wishes)
@@ -129,6 +134,7 @@ class _Planning:
             kv_tokens=allotment.kv_tokens,
             prefill_chunk=allotment.max_step_tokens,
             memory=self._memory(placement, allotment),
+            loss=self.wishes.loss,
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
@@ -167,9 +173,12 @@ class _Planning:
         shares = np.array([profile.rates(batch) for batch in range(1, len(profile.counts) + 1)], np.float32)
         for layer in range(self.info.layers):
             shares[:, layer] = shares[:, layer, self.info.read_order(layer)]
-        low_rank = self.trained.candidates if self.trained else 1.0
-        gate = gates_per_active(self.model.config, float(shares[0].mean()))
-        return Profiled(shares, {"gate": gate, "low-rank": low_rank})
+        loss, gate = self.wishes.loss, gates_per_active(self.model.config, float(shares[0].mean()))
+        computed: dict[Predictor, float] = {"gate": gate, "low-rank": 1.0}
+        wanted = dict(computed)
+        if self.trained:
+            computed["low-rank"], wanted["low-rank"] = self.trained.candidates(loss), self.trained.wanted(loss)
+        return Profiled(shares, computed, wanted)
 
     def _depth(self) -> int:
         if self.rates is None:

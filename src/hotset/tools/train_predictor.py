@@ -23,7 +23,7 @@ from hotset.models import resolve
 from hotset.planner.lowrank import moments
 from hotset.tokenizer import Tokenizer
 from hotset.tools.profile_text import Window, windows
-from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality, calibrate, thresholds
+from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality, calibrate
 from hotset.tools.train_predictor_fit import FORMAT, LOSSES, ROWS, LayerFit, LayerInputs, TrainingInputs, fit_layer
 from hotset.tools.train_predictor_inputs import Floats, capture, read_neurons
 from hotset.tools.train_predictor_report import TrainReport, layer_report
@@ -95,11 +95,10 @@ class _Training:
         inputs, passages = self._inputs(training, held_out)
         self._fit(inputs, sum(len(window) - 1 for window in training))
         runs = self._calibrate(passages)
-        keep, fetch = thresholds([f.tried for f in self.fits], runs[-1].energy)
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
         report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, inputs.shape[1], time.monotonic() - start)
         path = write_predictors(
-            self.store.path, self.info, self.maps, keep, fetch, self._tables(), self._facts(report.facts), FORMAT
+            self.store.path, self.info, self.maps, self._tables(), self._facts(report.facts), FORMAT
         )
         return replace(report, path=path)
 
@@ -144,29 +143,30 @@ class _Training:
 
     def _calibrate(self, passages: list[Passage]) -> list[Quality]:
         trained = self._everything()
-        tried = [fit.tried for fit in self.fits]
         done = 0
 
         def measure(energy: float) -> Quality:
             nonlocal done
             done += 1
             self.progress(done, done + 1, "runs to set thresholds")
-            return self.bench.measure(trained, tried, energy, passages)
+            return self.bench.measure(trained, energy, passages)
 
         return calibrate(measure, self.options.loss)
 
     def _tables(self) -> Thresholds:
         found = [fit.tried for fit in self.fits]
-        return Thresholds(LOSSES, np.array([t.thresholds for t in found]), np.array([t.predicted for t in found]))
+        scores, predicted, recall = (
+            np.array([getattr(t, name) for t in found]) for name in ("thresholds", "predicted", "recall")
+        )
+        return Thresholds(LOSSES, scores, predicted, recall)
 
     def _facts(self, facts: Mapping[str, bool | float]) -> dict[str, bool | float]:
         return {**facts, "ahead": self.options.ahead}
 
     def _everything(self) -> Predictors:
-        """The maps as the engine reads them, with thresholds that leave nothing out."""
-        least = [float("-inf")] * self.info.layers
-        facts = self._facts({"relu": False, "candidates": 1.0, "recall": 1.0, "perplexity_change": 0.0})
-        write_predictors(self.work, self.info, self.maps, least, least, self._tables(), facts, FORMAT)
+        """The maps as the engine reads them, not calibrated."""
+        facts = self._facts({"relu": False, "active": 1.0, "energy": 0.0, "perplexity_change": 0.0})
+        write_predictors(self.work, self.info, self.maps, self._tables(), facts, FORMAT)
         trained = read_predictors(self.work, self.info)
         assert trained is not None
         return trained

@@ -16,20 +16,16 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.engine.budget import Host
-from hotset.formats.predictors import Predictors
+from hotset.formats.predictors import LEAST_ENERGY, MOST_ENERGY, Predictors, limits
 from hotset.formats.store import Store
 from hotset.loader import load_core, tensor_ref
 from hotset.models import Model
 from hotset.tools.profile_text import Window
-from hotset.tools.train_predictor_fit import Tried
 from hotset.tools.train_predictor_inputs import Floats, run
 
 STEP = 512  # tokens of a prompt's step
 _FEW = 8  # most tokens of a step that looks up single neurons, SparseFfn::kMostSparseRows
-# Share of energy given up where neurons are missing, to that where they are in memory. At equal divergence 12 reads
-# less than half of what 1 does and computes 6 % more; 30 reads hardly less (docs/decisions/log.md).
-FETCH = 12.0
-_LEAST, _MOST, _START = 1e-6, 0.5, 0.01  # shares of lost energy
+_START = 0.001  # share of lost energy
 _RUNS = 6
 _CLOSE = 0.7  # of the allowed loss: near enough to stop
 _MEMORY = 0.5  # share of the neurons that there is room for while measuring
@@ -105,9 +101,9 @@ class Bench:
             core.sequence_free(seq)
         return found
 
-    def measure(self, trained: Predictors, tried: Sequence[Tried], energy: float, text: Sequence[Passage]) -> Quality:
+    def measure(self, trained: Predictors, energy: float, text: Sequence[Passage]) -> Quality:
         """Runs the text with thresholds that give up this share of the energy."""
-        keep, fetch = thresholds(tried, energy)
+        keep, fetch = limits(trained.tables, energy)
         pairs = zip(trained.down, trained.up, strict=True)
         maps = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
         layers = self.info.layers
@@ -137,13 +133,6 @@ class Bench:
         return load_core(self.store, self.model, sparse, threads=self.threads, kv_tokens=2 * STEP, max_step_tokens=STEP)
 
 
-def thresholds(tried: Sequence[Tried], energy: float) -> tuple[list[float], list[float]]:
-    """Least scores of neurons in memory and of missing ones, by layer."""
-    keep = [t.at(energy)[0] for t in tried]
-    fetch = [t.at(min(FETCH * energy, 0.9))[0] for t in tried]
-    return keep, [max(k, f) for k, f in zip(keep, fetch, strict=True)]
-
-
 def calibrate(measure: Callable[[float], Quality], allowed: float) -> list[Quality]:
     """Looks for the largest share of energy whose loss stays within `allowed`, relative; all that was measured.
 
@@ -162,7 +151,7 @@ def calibrate(measure: Callable[[float], Quality], allowed: float) -> list[Quali
         following = energy * min(max(0.9 * ratio, 0.03), 10)
         if within and beyond and not max(within) < following < min(beyond):
             following = math.sqrt(max(within) * min(beyond))
-        following = min(max(following, _LEAST), _MOST)
+        following = min(max(following, LEAST_ENERGY), MOST_ENERGY)
         if following == energy:
             break
         energy = following

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hotset.tools.train_predictor_calibrate import FETCH, Quality
+from hotset.formats.predictors import fetch_energy
+from hotset.tools.train_predictor_calibrate import Quality
 from hotset.tools.train_predictor_fit import LayerFit
 
 
@@ -58,8 +59,8 @@ class TrainReport:
         """As the file of predictors has them."""
         return {
             "relu": False,
-            "candidates": self.candidates,
-            "recall": self.recall,
+            "active": self._active / len(self.layers),
+            "energy": self.quality.energy,
             "perplexity_change": self.quality.change,
         }
 
@@ -95,7 +96,7 @@ def lines(report: TrainReport) -> list[str]:
         *shown,
         f"model: {report.candidates:.2f} neurons predicted for each active one, {report.recall:.1%} of these found; "
         f"{report.bytes / 2**20:.1f} MiB, {sum(layer.predict_us for layer in report.layers) / 1e3:.2f} ms a token",
-        f"allowed lost energy {q.energy:.3%} in memory, {min(FETCH * q.energy, 0.9):.3%} where neurons are missing",
+        f"allowed lost energy {q.energy:.3%} in memory, {fetch_energy(q.energy):.3%} where neurons are missing",
         f"on {q.tokens} held-out tokens, half of the neurons in memory, {q.predicted:.1%} of all computed, "
         f"{q.missed:.2%} read:",
         f"  divergence from exact  {q.kl:.5f} +- {q.kl_error:.5f} nats: perplexity of the model's own text "
