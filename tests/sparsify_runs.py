@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,22 @@ def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     whole = [sys.executable, *launcher, "-m", "hotset.cli.main", *arguments]
     return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def forked(arguments: list[str]) -> BaseProcess:
+    """The command in a process split off one that has imported PyTorch already, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hotset.train.sparsify", "transformers.models.llama.modeling_llama"])
+    process = context.Process(target=_run, args=(arguments,))
+    process.start()
+    return process
+
+
+def _run(arguments: list[str]) -> None:
+    from hotset.cli.main import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main(arguments))
 
 
 def losses(output: Path) -> dict[int, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sparsify_runs import command, corpus, losses, start
+from sparsify_runs import command, corpus, forked, losses, start
 
 pytestmark = pytest.mark.full
 pytest.importorskip("torch")
@@ -29,25 +30,23 @@ def final(output: Path) -> dict[str, float]:
 def test_twenty_interruptions_do_not_change_the_result(text: Path, tmp_path: Path) -> None:
     """SIGINT, SIGTERM and SIGKILL at random moments, be it in start-up, in a step or while a checkpoint is written."""
     flags = {"steps": 200, "optimizer": "muon", "l1": 0.05, "swap_steps": 50, "measure_every": 1000}
-    whole = start(command(tmp_path / "whole", text, **flags))
-    assert whole.wait() == 0, whole.stderr.read()
+    ends = [forked(command(tmp_path / "whole", text, **flags))]
     broken = command(tmp_path / "broken", text, checkpoint_every=0.05, **flags)
     random = np.random.default_rng(5)
-    interrupted = 0
-    while interrupted < 20:
-        at = (interrupted + 1) * 9  # spreads them over the run
+    for interrupted in range(20):
         number = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL][interrupted % 3]
-        process = start(broken)
-        while process.poll() is None and reached(tmp_path / "broken") < at:
+        process = forked(broken)
+        while process.is_alive() and reached(tmp_path / "broken") < (interrupted + 1) * 9:  # over the whole run
             time.sleep(0.01)
         time.sleep(float(random.uniform(0, 0.1)))
-        assert process.poll() is None, process.stderr.read()
-        process.send_signal(number)
-        code = process.wait()
-        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), process.stderr.read()
-        interrupted += 1
-    last = start(broken)
-    assert last.wait() == 0, last.stderr.read()
+        assert process.is_alive()
+        os.kill(process.pid, number)
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+    ends.append(forked(broken))
+    for process in ends:
+        process.join()
+        assert process.exitcode == 0
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert final(tmp_path / "broken")["loss"] == final(tmp_path / "whole")["loss"]
     assert final(tmp_path / "broken")["zeros_per_layer"] == final(tmp_path / "whole")["zeros_per_layer"]

@@ -113,7 +113,7 @@ def sparsify(
         note(f"stopped after step {report.step} of {settings.steps}; the same command goes on from there")
         raise typer.Exit(130)
     else:
-        print(f"{output}\nnext: hotset convert {output} --out STORE")
+        print(f"{output}\nnext: hotset convert {output} STORE")
 
 
 def steps_of(steps: int | None, tokens: str | None, each: int) -> int:
