@@ -62,7 +62,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
         table = np.array([[limit, 2 * limit]] * layers, np.float32)
         shares = np.full((layers, 2), 0.75, np.float32)
         tables = Thresholds(np.array([0.01, 0.1], np.float32), table, shares, shares)
-        write_predictors(store.path, store.neurons, maps, tables, FACTS | {"ahead": name == "rough"}, "f32")
+        write_predictors(
+            store.path, store.neurons, maps, tables, [(0.01, 0.001)], FACTS | {"ahead": name == "rough"}, "f32"
+        )
         made[name] = store
     return made
 

@@ -32,6 +32,8 @@ TABLES = Thresholds(
     np.array([[0.9, 0.8]] * 5, np.float32),
 )
 
+MEASURED = [(0.01, 0.001), (0.0025, 0.0005), (0.04, 0.004)]
+
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Store:
@@ -64,7 +66,7 @@ def write(packed: Store, dense: Store, facts: dict[str, Any] = FACTS, limit: flo
     maps = [(np.eye(packed.neurons.hidden, dtype=np.float32), gate) for gate in gates(dense)]
     layers = packed.neurons.layers
     scores = np.array([[limit, 2 * limit]] * layers, np.float32)
-    write_predictors(packed.path, packed.neurons, maps, replace(TABLES, scores=scores), facts, fmt)
+    write_predictors(packed.path, packed.neurons, maps, replace(TABLES, scores=scores), MEASURED, facts, fmt)
 
 
 def read(packed: Store) -> Predictors | None:
@@ -81,8 +83,10 @@ def test_what_was_written_is_read(packed: Store, dense: Store) -> None:
     assert (found.active, found.energy, found.perplexity_change) == (0.2, 0.01, 0.001)
     # 0.3, thirty times the energy, is given up where neurons are missing.
     assert found.limits() == ((0.5,) * 5, (1.0,) * 5)
-    assert found.limits(0.02) == ((1.0,) * 5, (1.0,) * 5)  # twenty times the loss, twenty times the energy
-    assert found.energy_at(1e-9) == 1e-6 and found.energy_at(0.9) == 0.5
+    assert found.limits(0.02) == ((1.0,) * 5, (1.0,) * 5)
+    for loss, energy in [(0.001, 0.01), (0.002, 0.02), (0.00025, 0.0025 / 4), (0.008, 0.08), (1e-9, 1e-6), (0.9, 0.5)]:
+        assert found.energy_at(loss) == pytest.approx(energy, rel=1e-4)
+    assert found.energy_at(0.0005 * 2**0.5) == pytest.approx(0.005, rel=1e-4)  # half way in logarithms
     assert found.candidates() == pytest.approx(0.34 / 0.2)
     assert found.wanted() == pytest.approx(0.17 / 0.2)
     tables = found.tables
@@ -137,7 +141,7 @@ def test_files_that_do_not_fit(packed: Store, dense: Store) -> None:
         read(packed)
     assert packed.neurons is not None
     maps = [(np.eye(8, 64, dtype=np.float32), np.zeros((172, 8), np.float32))] * 5
-    write_predictors(packed.path, packed.neurons, maps[:4], TABLES, FACTS)
+    write_predictors(packed.path, packed.neurons, maps[:4], TABLES, MEASURED, FACTS)
     with pytest.raises(FormatError, match="layers"):
         read(packed)
 
@@ -159,5 +163,5 @@ def test_a_failure_leaves_no_file(packed: Store, dense: Store) -> None:
     assert packed.neurons is not None
     maps = [(np.eye(64, dtype=np.float32), np.full((172, 64), np.nan, np.float32))] * 5
     with pytest.raises(FormatError):
-        write_predictors(packed.path, packed.neurons, maps, TABLES, FACTS)
+        write_predictors(packed.path, packed.neurons, maps, TABLES, MEASURED, FACTS)
     assert not list(packed.path.glob("*predictors*"))

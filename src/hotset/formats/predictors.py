@@ -2,8 +2,8 @@
 
 Tensors of layer i: `hotset.layers.{i}.predictor.down` [rank, hidden] and `…up` [ffn, rank], packed like all matrices of
 a store, rows of `up` in the store's order of neurons; and of the whole model `hotset.predictor.losses`, `…scores`,
-`…predicted` and `…recall`, f32: see Thresholds. From them come the least scores at which a neuron in memory, and a
-missing one, is computed.
+`…predicted` and `…recall`, see Thresholds, `…energies` and `…changes`, see Predictors, all f32. From them come the
+least scores at which a neuron in memory, and a missing one, is computed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PREDICTORS_FILE = "predictors.safetensors"
 # 7B decodes 1.2 times as fast as with 10 (docs/decisions/log.md).
 FETCH = 30.0
 LEAST_ENERGY, MOST_ENERGY = 1e-6, 0.5
+_MEASURED = ("energies", "changes")
 _TABLES = ("losses", "scores", "predicted", "recall")
 _FACTS = {
     "relu": bool,
@@ -89,15 +90,25 @@ class Predictors:
     active: float  # share of all neurons that are active
     energy: float  # share given up where neurons are in memory, as calibrated
     perplexity_change: float  # relative, expected then on text like that held out: e^divergence - 1
+    measured: tuple[tuple[float, float], ...]  # (energy, perplexity_change) of everything that was tried, all above 0
 
     def energy_at(self, loss: float | None) -> float:
         """The share of energy to give up for an allowed loss of perplexity; None: as calibrated.
 
-        The divergence grows about as the energy does, as that is the square of the error.
+        Between what was measured the logarithms are interpolated; beyond it the guess is a cautious one.
         """
-        if loss is None or self.perplexity_change <= 0:
+        if loss is None:
             return self.energy
-        return min(max(self.energy * loss / self.perplexity_change, LEAST_ENERGY), MOST_ENERGY)
+        energies, changes = np.array(self.measured).T
+        least, most = changes.argmin(), changes.argmax()
+        if loss <= changes[least]:
+            energy = energies[least] * (loss / changes[least]) ** 2
+        elif loss >= changes[most]:
+            energy = energies[most] * loss / changes[most]
+        else:
+            order = changes.argsort()
+            energy = np.exp(np.interp(np.log(loss), np.log(changes[order]), np.log(energies[order])))
+        return float(min(max(energy, LEAST_ENERGY), MOST_ENERGY))
 
     def limits(self, loss: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least scores of neurons in memory and of missing ones, by layer."""
@@ -138,11 +149,15 @@ def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
     entries = read_weights(path)
     maps = {part: [entries.get(_name(i, part)) for i in range(neurons.layers)] for part in ("down", "up")}
     tables = Thresholds(*_tables(path, entries, neurons.layers))
+    energies, changes = (_vector(path, entries, name) for name in _MEASURED)
+    if len(energies) != len(changes) or not (energies > 0).all() or not (changes > 0).all():
+        raise FormatError(f"{path}: {len(energies)} energies, {len(changes)} changes; train the predictors again")
+    measured = tuple(zip(energies.tolist(), changes.tolist(), strict=True))
     down, up = (tuple(e for e in maps[part] if e is not None) for part in ("down", "up"))
     _check_shapes(path, down, up, neurons)
     if facts.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; train the predictors again, or remove it")
-    return Predictors(down, up, tables, **facts)
+    return Predictors(down, up, tables, measured=measured, **facts)
 
 
 def write_predictors(
@@ -150,13 +165,14 @@ def write_predictors(
     neurons: NeuronInfo,
     maps: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     tables: Thresholds,
+    measured: Sequence[tuple[float, float]],
     facts: Mapping[str, bool | float],
     fmt: str = "q8_0",
 ) -> Path:
     """Writes predictors beside a packed store, whole or not at all.
 
     maps: of each layer down [rank, hidden] and up [ffn, rank], rows in the model's own order of neurons.
-    facts: relu, ahead, active, energy, perplexity_change, as in Predictors.
+    measured, facts (relu, ahead, active, energy, perplexity_change): as in Predictors.
     Raises: FormatError (a weight that is no number), OSError.
     """
     path, partial = folder / PREDICTORS_FILE, folder / f".{PREDICTORS_FILE}.partial"
@@ -166,6 +182,7 @@ def write_predictors(
         for part, matrix in zip(("down", "up"), both, strict=True)
     ]
     vectors = {name: getattr(tables, name).ravel() for name in _TABLES}
+    vectors |= dict(zip(_MEASURED, np.array(measured, np.float32).T, strict=True))
     tensors += [
         StoreTensor(f"hotset.predictor.{name}", "f32", len(values), 0, neurons=False)
         for name, values in vectors.items()
@@ -224,15 +241,20 @@ def _is(value: object, kind: type) -> bool:
 
 
 def _tables(path: Path, entries: Mapping[str, StoreEntry], layers: int) -> Iterator[NDArray[np.float32]]:
-    count = 0
-    for name in _TABLES:
-        entry = entries.get(f"hotset.predictor.{name}")
-        count = count or (entry.rows if entry else 0)
-        wanted = count if name == "losses" else layers * count
-        if entry is None or not count or (entry.fmt, entry.rows, entry.cols) != ("f32", wanted, 0):
-            raise FormatError(f"{path} lacks its table of {name}; train the predictors again")
-        values = np.frombuffer(read_at(path, entry.offset, entry.bytes), "<f4")
-        yield values if name == "losses" else values.reshape(layers, count)
+    losses = _vector(path, entries, _TABLES[0])
+    yield losses
+    for name in _TABLES[1:]:
+        values = _vector(path, entries, name)
+        if len(values) != layers * len(losses):
+            raise FormatError(f"{path}: {len(values)} values of {name} for {layers} layers; train the predictors again")
+        yield values.reshape(layers, -1)
+
+
+def _vector(path: Path, entries: Mapping[str, StoreEntry], name: str) -> NDArray[np.float32]:
+    entry = entries.get(f"hotset.predictor.{name}")
+    if entry is None or entry.fmt != "f32" or entry.cols != 0 or entry.rows == 0:
+        raise FormatError(f"{path} lacks its vector of {name}; train the predictors again")
+    return np.frombuffer(read_at(path, entry.offset, entry.bytes), "<f4")
 
 
 def _check_shapes(path: Path, down: tuple[StoreEntry, ...], up: tuple[StoreEntry, ...], neurons: NeuronInfo) -> None:

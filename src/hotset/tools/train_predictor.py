@@ -98,7 +98,7 @@ class _Training:
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
         report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, inputs.shape[1], time.monotonic() - start)
         path = write_predictors(
-            self.store.path, self.info, self.maps, self._tables(), self._facts(report.facts), FORMAT
+            self.store.path, self.info, self.maps, self._tables(), report.measured, self._facts(report.facts), FORMAT
         )
         return replace(report, path=path)
 
@@ -166,7 +166,7 @@ class _Training:
     def _everything(self) -> Predictors:
         """The maps as the engine reads them, not calibrated."""
         facts = self._facts({"relu": False, "active": 1.0, "energy": 0.0, "perplexity_change": 0.0})
-        write_predictors(self.work, self.info, self.maps, self._tables(), facts, FORMAT)
+        write_predictors(self.work, self.info, self.maps, self._tables(), [(1.0, 1.0)], facts, FORMAT)
         trained = read_predictors(self.work, self.info)
         assert trained is not None
         return trained

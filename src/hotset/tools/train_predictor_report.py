@@ -65,6 +65,11 @@ class TrainReport:
         }
 
     @property
+    def measured(self) -> list[tuple[float, float]]:
+        """(energy, change of perplexity) of all that was tried."""
+        return [(q.energy, max(q.change, 1e-9)) for q in (*self.others, self.quality)]
+
+    @property
     def notes(self) -> list[str]:
         if self.quality.surely <= self.allowed:
             return []
