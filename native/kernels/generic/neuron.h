@@ -13,12 +13,6 @@ namespace hotset::kernels::generic {
 inline constexpr size_t kLaneGroups = quant::kLaneGroups;
 inline constexpr size_t kBlockCols = kLaneGroups * quant::kGroup;
 
-// Vectors that go through the columns side by side, and how many such steps of a block each the next bytes
-// are fetched ahead. Vectors lie anywhere in gigabytes: with several at once several page walks and DRAM rows
-// are under way. Of 1 to 16 and 1 to 12 the best on Zen 5 in a VM (docs/decisions/log.md): more at once or
-// further ahead is thrown out of L1 again, as bundles a multiple of 1 KiB apart compete for few of its sets.
-inline constexpr size_t kTogether = 4, kAhead = 6;
-
 template <class D>
 struct VectorBytes {
   static constexpr bool kBytes = D::kFormat == quant::Format::q8_0;
@@ -52,20 +46,24 @@ HOTSET_INLINE void prefetch_block(const uint8_t* block) {
   for (size_t line = 0; line < VectorBytes<D>::kBlock; line += 64) __builtin_prefetch(block + line);
 }
 
-// Block b of up to kTogether vectors, a last short one spread over 16 lanes.
-// Blocks [begin, end) of sets of kTogether vectors, one after another.
-template <class D>
+// Block b of up to kSet vectors, a last short one spread over 16 lanes.
+// Blocks [begin, end) of sets of kSet vectors, one after another, those kAhead steps away being fetched.
+// Vectors lie anywhere in gigabytes: with several at once several page walks and DRAM rows are under way. For
+// one token 4 and 6 were the best of 1 to 16 and 1 to 12 on Zen 5 in a VM (docs/decisions/log.md): more at
+// once or further ahead is thrown out of L1 again, as bundles a multiple of 1 KiB apart compete for few of
+// its sets.
+template <class D, size_t kSet = 4, size_t kAhead = 6>
 class BlockWalk {
  public:
   HOTSET_INLINE BlockWalk(const uint8_t* const* vectors, size_t n, size_t cols, size_t begin, size_t end)
       : vectors_(vectors), n_(n), count_(cols), begin_(begin), end_(end) {
-    for (size_t i = 0; i < kAhead; ++i) prefetch(i / (end - begin) * kTogether, begin + i % (end - begin));
+    for (size_t i = 0; i < kAhead; ++i) prefetch(i / (end - begin) * kSet, begin + i % (end - begin));
   }
 
   // Block b of the vectors from `first` on, in at[0..size(first)); fetches the one that is kAhead steps away.
   HOTSET_INLINE void take(size_t first, size_t b) {
     const size_t width = end_ - begin_, ahead = b - begin_ + kAhead;
-    prefetch(first + ahead / width * kTogether, begin_ + ahead % width);
+    prefetch(first + ahead / width * kSet, begin_ + ahead % width);
     for (size_t i = 0; i < size(first); ++i) {
       at[i] = vectors_[first + i] + b * VectorBytes<D>::kBlock;
       if (b < count_.whole) continue;
@@ -73,19 +71,19 @@ class BlockWalk {
       at[i] = wide_[i];
     }
   }
-  size_t size(size_t first) const { return n_ - first < kTogether ? n_ - first : kTogether; }
-  const uint8_t* at[kTogether];
+  size_t size(size_t first) const { return n_ - first < kSet ? n_ - first : kSet; }
+  const uint8_t* at[kSet];
 
  private:
   HOTSET_INLINE void prefetch(size_t first, size_t b) const {
-    for (size_t i = first; i < n_ && i < first + kTogether; ++i)
+    for (size_t i = first; i < n_ && i < first + kSet; ++i)
       prefetch_block<D>(vectors_[i] + b * VectorBytes<D>::kBlock);
   }
   const uint8_t* const* vectors_;
   size_t n_;
   BlockCount count_;
   size_t begin_, end_;
-  alignas(64) uint8_t wide_[kTogether][VectorBytes<D>::kBlock];
+  alignas(64) uint8_t wide_[kSet][VectorBytes<D>::kBlock];
 };
 
 template <class V>

@@ -54,12 +54,14 @@ HOTSET_INLINE void sum_codes(const uint8_t* const* blocks, const float (*weights
   for (int k = 0; k < kHalves * 4; ++k) V::store(rows[k / 4 * 16 + k % 4] + lane, acc[k / 4][k % 4]);
 }
 
+inline constexpr size_t kBatch = 4;  // vectors that are added between a load and a store of the sums
+
 // sums += a[i] * block i.
 template <class D>
 HOTSET_INLINE void sum_block(const uint8_t* const* blocks, const float* a, size_t n,
                              float (*sums)[kLaneGroups]) {
   using V = typename D::V;
-  alignas(64) float weights[kTogether][kLaneGroups];
+  alignas(64) float weights[kBatch][kLaneGroups];
   for (size_t lane = 0; lane < kLaneGroups; lane += V::kLanes) {
     for (size_t i = 0; i < n; ++i)
       V::store(weights[i] + lane,
@@ -79,9 +81,9 @@ HOTSET_INLINE void copy_lanes(const float* from, size_t from_lanes, float* to, s
 template <class D>
 HOTSET_INLINE void add_blocks(const uint8_t* const* vectors, const float* a, size_t n, size_t cols,
                               size_t begin, size_t end, float* sums) {
-  BlockWalk<D> walk(vectors, n, cols, begin, end);
+  BlockWalk<D, kBatch> walk(vectors, n, cols, begin, end);
   const BlockCount count(cols);
-  for (size_t i = 0; i < n; i += kTogether) {
+  for (size_t i = 0; i < n; i += kBatch) {
     const size_t batch = walk.size(i);
     for (size_t b = begin; b < end; ++b) {
       walk.take(i, b);

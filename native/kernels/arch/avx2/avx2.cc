@@ -113,8 +113,14 @@ struct Dot<f> {
 
   static HOTSET_INLINE Weights load(const uint8_t* codes) { return {codes}; }
 
-  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return {codes}; }
-  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m256i& sums) {
+  using LaneWeights = Weights;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return {codes}; }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, __m256i* sums) {
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) lane_dot_one(w[i], a, sums[i]);
+  }
+  static HOTSET_INLINE void lane_dot_one(const Weights& w, const int8_t* a, __m256i& sums) {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i pairs = _mm256_setzero_si256();
 #pragma GCC unroll 4
@@ -167,8 +173,14 @@ struct Dot<quant::Format::q8_0> {
 
   static HOTSET_INLINE Weights load(const uint8_t* codes) { return {codes}; }
 
-  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return {codes}; }
-  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m256i& sums) {
+  using LaneWeights = Weights;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return {codes}; }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, __m256i* sums) {
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) lane_dot_one(w[i], a, sums[i]);
+  }
+  static HOTSET_INLINE void lane_dot_one(const Weights& w, const int8_t* a, __m256i& sums) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       const __m256i code = _mm256_xor_si256(load_codes(w.codes + j * 64), _mm256_set1_epi8(-128));

@@ -37,8 +37,14 @@ struct Dot<f> {
     return w;
   }
 
-  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return load(codes); }
-  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m512i& sums) {
+  using LaneWeights = Weights;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return load(codes); }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, __m512i* sums) {
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) lane_dot_one(w[i], a, sums[i]);
+  }
+  static HOTSET_INLINE void lane_dot_one(const Weights& w, const int8_t* a, __m512i& sums) {
     __m512i pairs = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j)
@@ -87,8 +93,14 @@ struct Dot<quant::Format::q8_0> {
     return w;
   }
 
-  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return load(codes); }
-  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m512i& sums) {
+  using LaneWeights = Weights;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return load(codes); }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, __m512i* sums) {
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) lane_dot_one(w[i], a, sums[i]);
+  }
+  static HOTSET_INLINE void lane_dot_one(const Weights& w, const int8_t* a, __m512i& sums) {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       const __m512i x = _mm512_loadu_si512(a + j * 64);

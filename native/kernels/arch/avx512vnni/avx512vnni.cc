@@ -35,10 +35,17 @@ struct Dot {
     return w;
   }
 
-  static HOTSET_INLINE Weights lane_load(const uint8_t* codes) { return load(codes); }
-  static HOTSET_INLINE void lane_dot(const Weights& w, const int8_t* a, __m512i& sums) {
+  using LaneWeights = Weights;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return load(codes); }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, __m512i* sums) {
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) sums = _mm512_dpbusd_epi32(sums, w.v[j], _mm512_loadu_si512(a + j * 64));
+    for (int j = 0; j < 8; ++j) {
+      __m512i x = _mm512_loadu_si512(a + j * 64);
+      asm("" : "+v"(x));  // GCC would load it again for each weight, and loads are what bounds this
+#pragma GCC unroll 2
+      for (int i = 0; i < N; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], w[i].v[j], x);
+    }
   }
 
   template <int U>

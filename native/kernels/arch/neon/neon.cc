@@ -23,9 +23,12 @@ struct Dot {
     return vreinterpret_s8_s32(vdup_n_s32(bytes));
   }
 
-  static HOTSET_INLINE SignedCodes<f> lane_load(const uint8_t* codes) { return SignedCodes<f>::load(codes); }
-  static HOTSET_INLINE void lane_dot(const SignedCodes<f>& w, const int8_t* a, int32x4_t& sums) {
-    lane_dot_wide(w, a, sums);
+  using LaneWeights = SignedCodes<f>;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return LaneWeights::load(codes); }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, int32x4_t* sums) {
+#pragma GCC unroll 2
+    for (int i = 0; i < N; ++i) lane_dot_wide(w[i], a, sums[i]);
   }
 
   template <int U>

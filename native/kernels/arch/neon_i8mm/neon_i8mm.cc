@@ -48,10 +48,16 @@ struct Dot {
     if (sum_v != sum_u) *sum_v = vaddq_s32(*sum_v, vuzp2q_s32(rows01, rows23));
   }
 
-  static HOTSET_INLINE SignedCodes<f> lane_load(const uint8_t* codes) { return SignedCodes<f>::load(codes); }
-  static HOTSET_INLINE void lane_dot(const SignedCodes<f>& w, const int8_t* a, int32x4_t& sums) {
+  using LaneWeights = SignedCodes<f>;
+  static HOTSET_INLINE LaneWeights lane_load(const uint8_t* codes) { return LaneWeights::load(codes); }
+  template <int N>
+  static HOTSET_INLINE void lane_dot(const LaneWeights* w, const int8_t* a, int32x4_t* sums) {
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) sums = vdotq_s32(sums, w.v[j], vld1q_s8(a + j * 64));
+    for (int j = 0; j < 8; ++j) {
+      const int8x16_t x = vld1q_s8(a + j * 64);
+#pragma GCC unroll 2
+      for (int i = 0; i < N; ++i) sums[i] = vdotq_s32(sums[i], w[i].v[j], x);
+    }
   }
 
   template <int U>

@@ -78,9 +78,13 @@ struct Dot {
     return w;
   }
 
+  using LaneWeights = Weights;
   static Weights lane_load(const uint8_t* codes) { return load(codes); }
-  static void lane_dot(const Weights& w, const int8_t* a, int32_t& sums) {
-    for (size_t i = 0; i < quant::kGroup; ++i) sums += w.code[i] * a[i / 4 * quant::kLaneGroups * 4 + i % 4];
+  template <int N>
+  static void lane_dot(const Weights* w, const int8_t* a, int32_t* sums) {
+    for (int n = 0; n < N; ++n)
+      for (size_t i = 0; i < quant::kGroup; ++i)
+        sums[n] += w[n].code[i] * a[i / 4 * quant::kLaneGroups * 4 + i % 4];
   }
 
   template <int U>
