@@ -29,6 +29,7 @@ from hotset.formats.predictors import PREDICTORS_FILE
 from hotset.tools.result import Series, record, write
 
 UNIT = 10**9  # budgets are in GB
+LOSSES = ("1%", "2%")  # of perplexity, allowed where neurons are predicted
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Itera
     modes = {
         "exact": ["--predict", "exact"],
         "exact, no drafts": ["--predict", "exact", "--no-draft"],
-        "predicted": ["--predict", "auto"],
+        **{f"predicted, loss {loss}": ["--predict", "auto", "--loss", loss] for loss in LOSSES},
     }
     if not (bench.store / PREDICTORS_FILE).exists():
         modes = {"exact": modes["exact"]}
@@ -112,9 +113,11 @@ def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Itera
 
 
 def ladder(bench: Bench, budget_gb: float) -> Iterator[Run]:
-    """The steps in our own engine under one budget, exact; "all kept" without a limit."""
+    """The steps in our own engine under one budget, predicted if the store can be; "all kept" without a limit."""
+    flags = ["--predict", "auto", "--loss", LOSSES[0]] if (bench.store / PREDICTORS_FILE).exists() else []
     for step in STEPS[1:]:
-        yield bench.hotset(None if step == "all kept" else budget_gb, step, "--step", step, "--prefill", "0")
+        limit = None if step == "all kept" else budget_gb
+        yield bench.hotset(limit, step, "--step", step, "--prefill", "0", *flags)
 
 
 def series(runs: Sequence[Run], bench: Bench) -> list[Series]:

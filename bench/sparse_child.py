@@ -22,12 +22,15 @@ from typing import Any
 import numpy as np
 
 from hotset import LLM, _core
+from hotset.cli.options import parse_share
 from hotset.engine import Stats
 from hotset.engine.cgroup import peak_memory
 from hotset.errors import HotsetError, InputError
+from hotset.formats.predictors import read_predictors
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.planner.plan_file import write_plan
+from hotset.planner.sizes import Predictor
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_sizes import neuron_sizes
 from hotset.tools.run_stats import bound
@@ -59,22 +62,29 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
     if step == "nothing predicted":  # so all neurons are read and computed
         return {"predictor": "all", "hot": 0, "cold_slots": 0}
     model = resolve(store.config)
-    planned, sizes = make_plan(store, model, wishes, {"predictor": "gate"}), neuron_sizes(store, model, None).of("gate")
+    predictor: Predictor = "low-rank" if wishes.predict == "auto" else "gate"
+    assert store.neurons is not None
+    trained = read_predictors(store.path, store.neurons) if predictor == "low-rank" else None
+    planned = make_plan(store, model, wishes, {"predictor": predictor})
+    sizes = neuron_sizes(store, model, trained).of(predictor)
     room = max(0, sum(planned.memory[part] for part in ("hot", "cold", "spill")) - _GROWTH)
-    # Without cold slots the missing neurons of one layer at a time need room, too.
-    prefix = max(0, room // sizes.stride - sizes.ffn) // max(1, sizes.layers - 1)
+    # Without cold slots the missing neurons of the layers at work need room, too.
+    at_work = sizes.layers_at_work(predictor)
+    prefix = max(0, room // sizes.stride - at_work * sizes.ffn) // max(1, sizes.layers - at_work)
     hot, cold = {
         "nothing kept": (0, 0),
         "hot prefix": (min(sizes.ffn, prefix), 0),
         "all kept": (sizes.ffn, 0),
     }.get(step, (0, min(sizes.neurons, room // sizes.slot_bytes)))
     policy = {"policy": step} if cold else {}
-    return {"predictor": "gate", "hot": hot, "cold_slots": cold, **policy}
+    return {"predictor": predictor, "hot": hot, "cold_slots": cold, **policy}
 
 
 def load(args: argparse.Namespace) -> LLM:
     draft = args.draft and args.follow == "greedy"
     options: dict[str, Any] = {"memory": args.memory, "context": args.context, "predict": args.predict, "draft": draft}
+    if args.loss is not None:
+        options["loss"] = parse_share(args.loss, "--loss")
     if args.step == "planned":
         return LLM(args.store, **options)
     store, wishes = open_store(args.store), Wishes(**options)
@@ -188,6 +198,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--memory", type=int, help="bytes; default: what the machine has")
+    parser.add_argument("--loss", metavar="SHARE", help="of perplexity, with --predict auto")
     parser.add_argument("--predict", choices=("exact", "auto"), default="exact")
     parser.add_argument("--no-draft", dest="draft", action="store_false", help="exact without drafts")
     parser.add_argument("--step", choices=STEPS, default="planned", help="of the ladder")

@@ -46,11 +46,13 @@ void NeuronFetch::take(size_t min_done) {
 }
 
 void NeuronFetch::pump(size_t most) {
-  const bool waiting =
-      std::any_of(batches_.begin(), batches_.end(), [](const Batch& b) { return b.sent < b.reads.size(); });
-  if (!waiting) return;
+  size_t waiting = 0;
+  for (const Batch& b : batches_) waiting += b.reads.size() - b.sent;
+  if (waiting == 0) return;
   if (in_flight_ > 0) take(0);
-  send(most);
+  // Each system call costs as much as a read; a drive with most of its queue full can do without the next ones.
+  const size_t room = reader_->depth() - std::min(reader_->depth(), in_flight_);
+  if (room >= std::min(waiting, most)) send(most);
 }
 
 void NeuronFetch::wait(size_t batch) {
