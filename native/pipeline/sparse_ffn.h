@@ -93,7 +93,7 @@ class SparseFfn : public model::Ffn {
   Chosen& chosen(size_t layer) { return chosen_[turn(layer)]; }
   void choose(size_t layer, const model::Input& in, ThreadPool& pool);
   void consider(Chosen& c, uint32_t neuron, float score);
-  void request(Chosen& c, uint32_t neuron);
+  void request(Chosen& c, Neuron& neuron);
   void drop_unused();
   void abandon();
   void compute(size_t layer, List& list, size_t rows, ThreadPool& pool);

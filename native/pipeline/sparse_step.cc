@@ -98,6 +98,8 @@ void SparseFfn::choose(size_t layer, const Input& in, ThreadPool& pool) {
       if (best >= keep) consider(c, i, best);
     }
   }
+  // After all look-ups: making room may cost what this layer has and is yet to be asked for.
+  for (Neuron& neuron : c.coming.neurons) request(c, neuron);
   counters_.candidates += c.present.neurons.size() + c.coming.neurons.size();
   counters_.missed += c.coming.neurons.size();
   trace::count("neurons in memory", static_cast<double>(c.present.neurons.size()));
@@ -108,16 +110,16 @@ void SparseFfn::consider(Chosen& c, uint32_t neuron, float score) {
   if (const uint8_t* bundle = cache_.find(c.layer, neuron))
     c.present.neurons.push_back({neuron, bundle});
   else if (!predictor_ || score >= options_.fetch[c.layer])
-    request(c, neuron);
+    c.coming.neurons.push_back({neuron, nullptr});
   else
     ++counters_.skipped;
 }
 
-void SparseFfn::request(Chosen& c, uint32_t neuron) {
-  uint8_t* place = cache_.admit(c.layer, neuron);
+void SparseFfn::request(Chosen& c, Neuron& neuron) {
+  uint8_t* place = cache_.admit(c.layer, neuron.index);
   if (!place) place = spill_.data() + (turn(c.layer) * spill_slots_ + c.spilled++) * held_bytes_;
-  c.coming.neurons.push_back({neuron, place});
-  fetch_.add(turn(c.layer), c.layer, neuron, place);
+  neuron.bundle = place;
+  fetch_.add(turn(c.layer), c.layer, neuron.index, place);
 }
 
 // The calling thread feeds the drive between its chunks.
