@@ -13,7 +13,7 @@ NeuronCache::NeuronCache(size_t neurons, std::vector<uint32_t> hot, size_t slots
       hot_(std::move(hot)),
       slot_(hot_.size() * neurons, kAbsent),
       owner_(slots),
-      policy_(make_policy(policy, slots)),
+      policy_(make_policy(policy, slots, hot_.size())),
       layers_kept_(layers_kept) {
   size_t total = 0;
   for (uint32_t n : hot_) {
@@ -43,16 +43,26 @@ const uint8_t* NeuronCache::find(size_t layer, uint32_t neuron) {
 
 uint32_t NeuronCache::take_slot() {
   if (used_ < owner_.size()) return used_++;
-  const uint32_t slot = policy_->victim(time_ + 1 - layers_kept_);
-  if (slot == EvictionPolicy::kNone || owner_[slot] == kNobody) return slot;
-  slot_[owner_[slot]] = kAbsent;
-  ++counters_.evictions;
+  if (free_.empty()) make_room();
+  if (free_.empty()) return kAbsent;
+  const uint32_t slot = free_.back();
+  free_.pop_back();
   return slot;
+}
+
+void NeuronCache::make_room() {
+  policy_->evict(time_ + 1 - layers_kept_, free_);
+  for (const uint32_t slot : free_) {
+    if (owner_[slot] == kNobody) continue;
+    slot_[owner_[slot]] = kAbsent;
+    owner_[slot] = kNobody;
+    ++counters_.evictions;
+  }
 }
 
 uint8_t* NeuronCache::admit(size_t layer, uint32_t neuron) {
   const uint32_t slot = take_slot();
-  if (slot == EvictionPolicy::kNone) return nullptr;
+  if (slot == kAbsent) return nullptr;
   owner_[slot] = layer * neurons_ + neuron;
   slot_of(layer, neuron) = slot;
   policy_->insert(slot, time_);

@@ -61,6 +61,7 @@ class NeuronCache {
   uint32_t& slot_of(size_t layer, uint32_t neuron) { return slot_[layer * neurons_ + neuron]; }
   uint32_t slot_of(size_t layer, uint32_t neuron) const { return slot_[layer * neurons_ + neuron]; }
   uint32_t take_slot();
+  void make_room();
 
   size_t neurons_, stride_;
   std::vector<uint32_t> hot_;
@@ -69,8 +70,10 @@ class NeuronCache {
   std::vector<uint32_t> slot_;   // [layers][neurons], kAbsent = not a cold neuron in memory
   std::vector<uint64_t> owner_;  // [slots] layer * neurons + neuron
   uint32_t used_ = 0;            // slots ever given out; fresh ones first
+  std::vector<uint32_t> free_;   // slots given up since
   std::unique_ptr<EvictionPolicy> policy_;
-  uint32_t layers_kept_, time_ = layers_kept_;  // the first times are those of free slots
+  // The first times are those of free slots; tokens begin after multiples of the number of layers.
+  uint32_t layers_kept_, time_ = layers_kept_ * static_cast<uint32_t>(hot_.size());
   CacheCounters counters_;
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 
@@ -21,9 +20,22 @@ class Lru : public EvictionPolicy {
     time_[slot] = time;
   }
   void touch(uint32_t slot, uint32_t time) override { insert(slot, time); }
-  uint32_t victim(uint32_t in_use) override {
+  void evict(uint32_t in_use, std::vector<uint32_t>& slots) override {
+    if (const uint32_t slot = oldest(in_use); slot != kNone) slots.push_back(take(slot));
+  }
+
+ protected:
+  static constexpr uint32_t kNone = UINT32_MAX;
+  // The slot touched longest ago, kNone if that is in use.
+  uint32_t oldest(uint32_t in_use) const {
     const uint32_t slot = links_[end_].previous;
     return slot == end_ || time_[slot] >= in_use ? kNone : slot;
+  }
+  uint32_t time_of(uint32_t slot) const { return time_[slot]; }
+  uint32_t take(uint32_t slot) {
+    unlink(slot);
+    links_[slot] = {};
+    return slot;
   }
 
  private:
@@ -45,6 +57,23 @@ class Lru : public EvictionPolicy {
   uint32_t end_;
 };
 
+// All that the oldest token used and no later one did goes together.
+class Window final : public Lru {
+ public:
+  Window(size_t slots, size_t layers) : Lru(slots), layers_(static_cast<uint32_t>(layers)) {}
+  void evict(uint32_t in_use, std::vector<uint32_t>& slots) override {
+    uint32_t slot = oldest(in_use);
+    if (slot == kNone) return;
+    for (const uint32_t first = token_of(slot); slot != kNone && token_of(slot) == first;
+         slot = oldest(in_use))
+      slots.push_back(take(slot));
+  }
+
+ private:
+  uint32_t token_of(uint32_t slot) const { return (time_of(slot) - 1) / layers_; }
+  uint32_t layers_;
+};
+
 // CLOCK with counters up to `most`; most = 1 is the classic reference bit.
 class Clock : public EvictionPolicy {
  public:
@@ -57,16 +86,15 @@ class Clock : public EvictionPolicy {
     if (count_[slot] < most_) ++count_[slot];
     time_[slot] = time;
   }
-  uint32_t victim(uint32_t in_use) override {
+  void evict(uint32_t in_use, std::vector<uint32_t>& slots) override {
     // Each round halves the counters, so after 8 of them all are 0 and only slots in use remain.
     for (size_t i = 0; i < count_.size() * 8; ++i) {
       const uint32_t slot = hand_;
       hand_ = hand_ + 1 == count_.size() ? 0 : hand_ + 1;
       if (time_[slot] >= in_use) continue;
-      if (count_[slot] == 0) return slot;
+      if (count_[slot] == 0) return slots.push_back(slot);
       count_[slot] /= 2;
     }
-    return kNone;
   }
 
  private:
@@ -78,11 +106,13 @@ class Clock : public EvictionPolicy {
 
 }  // namespace
 
-std::unique_ptr<EvictionPolicy> make_policy(std::string_view name, size_t slots) {
+std::unique_ptr<EvictionPolicy> make_policy(std::string_view name, size_t slots, size_t layers) {
   if (name == "lru") return std::make_unique<Lru>(slots);
   if (name == "clock") return std::make_unique<Clock>(slots, 1);
   if (name == "lfu") return std::make_unique<Clock>(slots, 15);
-  throw InvalidArgument("no eviction policy '" + std::string(name) + "', choose one of lru, clock, lfu");
+  if (name == "window") return std::make_unique<Window>(slots, layers);
+  throw InvalidArgument("no eviction policy '" + std::string(name) +
+                        "', choose one of lru, clock, lfu, window");
 }
 
 }  // namespace hotset::cache

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 namespace hotset::cache {
 
@@ -16,14 +17,17 @@ class EvictionPolicy {
   virtual ~EvictionPolicy() = default;
   virtual void insert(uint32_t slot, uint32_t time) = 0;  // the slot got a new neuron
   virtual void touch(uint32_t slot, uint32_t time) = 0;   // its neuron was used
-  // A slot last touched before `in_use`, or kNone if there is none.
-  virtual uint32_t victim(uint32_t in_use) = 0;
-  static constexpr uint32_t kNone = UINT32_MAX;
+  // Appends slots last touched before `in_use`, whose neurons go now: at least one if there is such a slot.
+  virtual void evict(uint32_t in_use, std::vector<uint32_t>& slots) = 0;
 };
 
 // lru     least recently used, exactly (PowerInfer-2's choice)
 // clock   one reference bit a slot, swept in a circle: close to LRU, a touch costs one store (Corbato, 1968)
 // lfu     CLOCK over 4-bit use counters that are halved as the hand passes: recency and frequency
-std::unique_ptr<EvictionPolicy> make_policy(std::string_view name, size_t slots);  // throws InvalidArgument
+// window  what the last tokens used stays, as many tokens as fit; what none of them used goes at once (LLM in
+// a
+//         Flash, arXiv:2312.11514)
+// layers: of the model; the time of its first one follows a multiple of it. Throws InvalidArgument.
+std::unique_ptr<EvictionPolicy> make_policy(std::string_view name, size_t slots, size_t layers);
 
 }  // namespace hotset::cache

@@ -28,7 +28,15 @@ def test_profile(hotset: Hotset, store: Path, text: Path, tmp_path: Path) -> Non
     shown = hotset("profile", store, "--out", out, "--json")
     report = json.loads(shown.out)
     assert (shown.code, report["tokens"], len(report["layers"])) == (0, 600, 2)
-    assert {r["policy"] for r in report["replayed"]} == {"lru", "clock", "lfu", "static", "window", "belady"}
+    assert {r["policy"] for r in report["replayed"]} == {
+        "lru",
+        "clock",
+        "lfu",
+        "window",
+        "static",
+        "window of 5",
+        "belady",
+    }
 
 
 def test_profile_mistakes(hotset: Hotset, store: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def everything(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return tokens_of(packed, tmp_path_factory.mktemp("all"), predictor="gate", hot=172)
 
 
-@pytest.mark.parametrize("policy", ["clock", "lru", "lfu"])
+@pytest.mark.parametrize("policy", ["clock", "lru", "lfu", "window"])
 @pytest.mark.parametrize(("hot", "slots"), [(0, 0), (0, 100), (30, 300), (100, 50), (171, 5)])
 def test_what_is_in_memory_changes_no_token(
     packed: Path, everything: tuple[int, ...], tmp_path: Path, hot: int, slots: int, policy: str
@@ -158,7 +158,7 @@ def test_plans_that_do_not_belong_here(packed: Path, unprofiled: Path, dense: Pa
         ({"hot": 173}, UsageError, "a layer has 172 neurons"),
         ({"depth": 0}, UsageError, "at least 1"),
         ({"predictor": "oracle"}, UsageError, "want all, gate or low-rank"),
-        ({"policy": "best"}, UsageError, "want lru, clock or lfu"),
+        ({"policy": "best"}, UsageError, "want lru, clock, lfu or window"),
         ({"cold_slots": 10**9}, MemoryBudgetError, "choose fewer"),
     ],
 )

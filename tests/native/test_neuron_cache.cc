@@ -82,7 +82,7 @@ void random_use(const char* policy, unsigned seed, uint32_t layers_kept) {
 }
 
 void full_of_used_ones() {
-  for (const char* policy : {"lru", "clock", "lfu"}) {
+  for (const char* policy : {"lru", "clock", "lfu", "window"}) {
     NeuronCache cache(kNeurons, {0}, 4, kStride, policy);
     cache.begin();
     for (uint32_t i = 0; i < 4; ++i) CHECK(cache.admit(0, i) != nullptr);
@@ -112,7 +112,7 @@ void wrong_use() {
 }  // namespace
 
 int main() {
-  for (const char* policy : {"lru", "clock", "lfu"})
+  for (const char* policy : {"lru", "clock", "lfu", "window"})
     for (unsigned seed = 0; seed < 10; ++seed)
       for (uint32_t kept : {1, 2}) random_use(policy, seed, kept);
   full_of_used_ones();

@@ -34,7 +34,7 @@ def options(maps: Any, hot: int, slots: int, policy: str = "clock", least: list[
 
 
 @pytest.mark.parametrize(("hot", "slots"), [(0, 0), (0, 250), (100, 100), (180, 7), (0, 1000)])
-@pytest.mark.parametrize("policy", ["lru", "clock", "lfu"])
+@pytest.mark.parametrize("policy", ["lru", "clock", "lfu", "window"])
 def test_choosing_every_neuron_is_to_compute_all(
     model: SparseModel, maps: Any, hot: int, slots: int, policy: str
 ) -> None:

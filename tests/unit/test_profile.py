@@ -330,12 +330,12 @@ def test_report(found: Profile) -> None:
     assert sorted(got.model.independent.values()) == list(got.model.independent.values())
     by_policy = {(r.policy, r.share): r for r in got.replayed}
     for share in profile_report.SHARES:
-        for policy in ("lru", "clock", "lfu", "static"):
+        for policy in ("lru", "clock", "lfu", "window", "static"):
             assert by_policy["belady", share].mean < by_policy[policy, share].mean <= 1
             assert by_policy[policy, share].p99 >= by_policy[policy, share].mean
     lines = profile_report.lines(got)
     assert len(lines) == 1 + found.layers + 1 + 1 + len(profile_report.SHARES) + 1
-    (window,) = (r for r in got.replayed if r.policy == "window")
+    (window,) = (r for r in got.replayed if r.policy == "window of 5")
     assert window.mean == pytest.approx(1 - got.model.reuse[5], abs=0.02)  # of the trace, not of the whole text
     json.dumps(profile_report.as_json(got))
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.errors import UsageError
-from hotset.planner.replay import POLICIES, replay, replay_belady, replay_static, replay_window
+from hotset.planner.replay import replay, replay_belady, replay_static, replay_window
+from hotset.planner.sizes import POLICIES
 from tests.sparse_models import SparseModel, make_sparse_model, tiny_config
 
 Active = NDArray[np.bool_]
@@ -30,8 +31,10 @@ class OneByOne:
     """native/cache again, neuron by neuron."""
 
     def __init__(self, slots: int, policy: str) -> None:
-        self.most = {"lru": 0, "clock": 1, "lfu": 15}[policy]
+        self.most = {"lru": 0, "clock": 1, "lfu": 15, "window": 0}[policy]
+        self.whole_tokens = policy == "window"
         self.slots, self.hand = slots, 0
+        self.free: list[int] = []
         self.owner: list[tuple[int, int]] = []
         self.uses, self.time = [0] * slots, [-1] * slots
         self.order: list[int] = []  # slots, least recently used first
@@ -56,6 +59,16 @@ class OneByOne:
             self.uses[slot] //= 2
         return None
 
+    def give_up(self, now: int) -> list[int]:
+        """What the oldest token used and no later one did."""
+        token = lambda slot: (self.time[slot] - 1) // 2  # noqa: E731
+        idle = [slot for slot in self.order if self.time[slot] != now]
+        gone = [slot for slot in idle if token(slot) == token(idle[0])]
+        for slot in gone:
+            self.owner[slot] = (-1, -1)
+            self.order.remove(slot)
+        return gone
+
     def ask(self, layer: int, neurons: list[int], now: int) -> int:
         missing = []
         for neuron in neurons:
@@ -67,6 +80,12 @@ class OneByOne:
             if len(self.owner) < self.slots:
                 self.owner.append((layer, neuron))
                 self.touch(len(self.owner) - 1, now, True)
+            elif self.whole_tokens:
+                self.free = self.free or self.give_up(now)
+                if self.free:
+                    slot = self.free.pop()
+                    self.owner[slot] = (layer, neuron)
+                    self.touch(slot, now, True)
             elif (slot := self.victim(now)) is not None:
                 self.owner[slot] = (layer, neuron)
                 self.touch(slot, now, True)
@@ -121,7 +140,7 @@ def test_static(slots: int) -> None:
 
 
 def test_unknown_policy() -> None:
-    with pytest.raises(UsageError, match="'fifo'; there are lru, clock, lfu"):
+    with pytest.raises(UsageError, match="'fifo'; there are lru, clock, lfu, window"):
         replay(sticky(0, 2, 1, 4), [0], 2, "fifo")
 
 

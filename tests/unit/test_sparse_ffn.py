@@ -45,7 +45,7 @@ def test_equals_dense_engine(model: SparseModel) -> None:
 
 
 @pytest.mark.parametrize(("hot", "slots"), [(0, 0), (0, 50), (100, 100), (250, 7), (0, 600)])
-@pytest.mark.parametrize("policy", ["lru", "clock", "lfu"])
+@pytest.mark.parametrize("policy", ["lru", "clock", "lfu", "window"])
 def test_memory_changes_nothing(model: SparseModel, hot: int, slots: int, policy: str) -> None:
     want = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
     engine = model.sparse(options(hot, slots, policy))

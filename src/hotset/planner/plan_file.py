@@ -10,7 +10,7 @@ from typing import Any
 
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
-from hotset.planner.sizes import Predictor
+from hotset.planner.sizes import POLICIES, Predictor
 
 FORMAT_VERSION = 1
 _MOST_BYTES = 1 << 20  # of the file; a model of 1000 layers takes some ten KB
@@ -121,6 +121,6 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError("a number is no whole number of at least 0")
     if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
-    if plan.predictor not in ("all", "gate", "low-rank") or plan.policy not in ("lru", "clock", "lfu"):
+    if plan.predictor not in ("all", "gate", "low-rank") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
     return plan

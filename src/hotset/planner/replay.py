@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import UsageError
+from hotset.planner.sizes import POLICIES
 from hotset.planner.statistics import belady_misses
 
 Active = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 Slots = NDArray[np.intp]
-POLICIES = ("lru", "clock", "lfu")
 _MOST_USES = {"clock": 1, "lfu": 15}
 _HAND_ROUNDS = 8  # as native/cache/policy.cc: counters of 4 bits are 0 by then
 _CHUNK = 256
@@ -31,7 +31,7 @@ class Policy(Protocol):
     def insert(self, slots: Slots, now: int) -> None: ...
     def touch(self, slots: Slots, now: int) -> None: ...
     def victims(self, count: int, now: int) -> Slots:
-        """Up to `count` slots that are not in use now."""
+        """Slots not in use now that are given up: `count` if there are so many; more where a whole token's go."""
 
 
 def replay(active: Active, hot: Sequence[int], slots: int, policy: str) -> Counts:
@@ -40,15 +40,17 @@ def replay(active: Active, hot: Sequence[int], slots: int, policy: str) -> Count
     Args:
         hot: neurons of each layer that stay in memory, [layers].
         slots: of the cold cache, all layers together.
-        policy: "lru", "clock" (one reference bit) or "lfu" (4-bit counters, halved as the hand passes).
+        policy: "lru", "clock" (one reference bit), "lfu" (4-bit counters, halved as the hand passes) or "window"
+            (what the last tokens used, as many tokens as fit).
     Raises: UsageError for an unknown policy.
     """
     tokens, layers, neurons = active.shape
-    evict = _make(policy, slots)
+    evict = _make(policy, slots, layers)
     place = np.full(layers * neurons, -1, np.intp)  # slot of each neuron; -1: not in memory
     owner = np.full(slots, -1, np.intp)
     misses = np.zeros((tokens, layers), np.int64)
     used = now = 0  # slots ever given out; fresh ones first
+    spare = np.empty(0, np.intp)  # slots given up since
     for token in range(tokens):
         for layer in range(layers):
             now += 1
@@ -61,8 +63,10 @@ def replay(active: Active, hot: Sequence[int], slots: int, policy: str) -> Count
             used += fresh.size
             # Fresh slots are in use before the first victim is looked for.
             evict.insert(fresh, now)
-            taken = evict.victims(missing.size - fresh.size, now)
-            place[owner[taken]] = -1
+            gone = evict.victims(missing.size - fresh.size - spare.size, now)
+            place[owner[gone]] = -1
+            spare = np.concatenate([spare, gone])
+            taken, spare = np.split(spare, [min(missing.size - fresh.size, spare.size)])
             evict.insert(taken, now)
             given = np.concatenate([fresh, taken])
             owner[given] = missing[: given.size]
@@ -104,11 +108,13 @@ def replay_static(active: Active, counts: Counts, slots: int) -> Counts:
     return misses
 
 
-def _make(policy: str, slots: int) -> Policy:
+def _make(policy: str, slots: int, layers: int) -> Policy:
     if policy == "lru":
         return _Lru(slots)
     if policy in _MOST_USES:
         return _Clock(slots, _MOST_USES[policy])
+    if policy == "window":
+        return _Window(slots, layers)
     raise UsageError(f"no cache policy {policy[:40]!r}; there are {', '.join(POLICIES)}")
 
 
@@ -152,6 +158,29 @@ class _Lru:
             else:
                 self._begin = end
         return np.concatenate([np.empty(0, np.intp), *found])
+
+
+class _Window:
+    """What the oldest token used, and no later one did, goes together."""
+
+    def __init__(self, slots: int, layers: int) -> None:
+        self._time = np.zeros(slots, np.int64)  # 0: given up, or not yet used
+        self._layers = layers
+
+    def insert(self, slots: Slots, now: int) -> None:
+        self._time[slots] = now
+
+    touch = insert
+
+    def victims(self, count: int, now: int) -> Slots:
+        found = [np.empty(0, np.intp)]
+        while count > 0 and (held := np.flatnonzero((self._time > 0) & (self._time < now))).size:
+            tokens = (self._time[held] - 1) // self._layers
+            gone = held[tokens == tokens.min()]
+            self._time[gone] = 0
+            found.append(gone)
+            count -= gone.size
+        return np.concatenate(found)
 
 
 class _Clock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+POLICIES = ("lru", "clock", "lfu", "window")  # native/cache/policy.h
 Predictor = Literal["all", "gate", "low-rank"]
 PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
 _RING = 3  # pieces in flight

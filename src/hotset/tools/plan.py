@@ -27,7 +27,7 @@ from hotset.planner.drafting import or_drafted
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import PIECE_NEURONS, Predictor
+from hotset.planner.sizes import PIECE_NEURONS, POLICIES, Predictor
 from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
 from hotset.tools.plan_sizes import gates_per_active, neuron_sizes, read_per_token, resident_bytes
 
@@ -294,8 +294,8 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         checked[name] = int(value)
     if checked.get("predictor", "all") not in ("all", "gate", "low-rank"):
         raise UsageError(f"predictor={checked['predictor']!a:.40}: want all, gate or low-rank")
-    if checked.get("policy", POLICY) not in ("lru", "clock", "lfu"):
-        raise UsageError(f"policy={checked['policy']!a:.40}: want lru, clock or lfu")
+    if checked.get("policy", POLICY) not in POLICIES:
+        raise UsageError(f"policy={checked['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
     return checked
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.formats.profile import BATCHES, LEAST_TOKENS, REUSE_WINDOWS, Profile
-from hotset.planner.replay import POLICIES, replay, replay_belady, replay_static, replay_window
+from hotset.planner.replay import replay, replay_belady, replay_static, replay_window
+from hotset.planner.sizes import POLICIES
 from hotset.planner.statistics import concentration
 
 SHARES = (0.25, 0.5, 0.75)  # of all neurons that are in memory in a replay
@@ -95,7 +96,10 @@ def replays(active: NDArray[np.bool_], counts: NDArray[np.int64]) -> list[Replay
         found.append(_replayed("belady", share, replay_belady(active, nothing_hot, slots), used))
     misses, held = replay_window(active, WINDOW)
     warm = held[_warm_up(len(held)) :]
-    return [*found, _replayed("window", float(warm.mean()) / counts.size if warm.size else 0.0, misses, used)]
+    return [
+        *found,
+        _replayed(f"window of {WINDOW}", float(warm.mean()) / counts.size if warm.size else 0.0, misses, used),
+    ]
 
 
 def _warm_up(tokens: int) -> int:
@@ -132,12 +136,12 @@ def lines(found: ProfileReport) -> list[str]:
     shown = [head, *(_row(name, figures) for name, figures in rows)]
     shown.append(f"80 % of all activations come from {found.model_wide_concentration:.1%} of all neurons")
     for share in SHARES if found.replayed else ():
-        missed = [_missed(r) for r in found.replayed if r.share == share and r.policy != "window"]
+        missed = [_missed(r) for r in found.replayed if r.share == share]
         shown.append(f"missed with {share:.0%} of the neurons in memory: {', '.join(missed)}")
     return shown + [
         f"missed with what the last {WINDOW} tokens used in memory, {r.share:.1%}: {_missed(r)}"
         for r in found.replayed
-        if r.policy == "window"
+        if r.policy == f"window of {WINDOW}"
     ]
 
 
