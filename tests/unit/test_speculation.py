@@ -235,6 +235,12 @@ def test_drafts_that_do_not_pay_stop_and_are_tried_again_ever_more_rarely() -> N
     assert drafted(length) > 3
 
 
+def test_a_try_takes_no_longer_than_a_pass() -> None:
+    length = learned(draft=0.5, fixed=0.6, row=0.01, held=0.3)
+    tries = [drafted(length) for _ in range(20)]
+    assert set(tries) == {0, 2}  # one draft takes less than a pass, two take more
+
+
 def test_an_unsure_draft_is_the_last() -> None:
     length = learned(0.05, 0.6, 0.01, 0.9)
     for _ in range(300):

@@ -131,8 +131,9 @@ class DraftLength:
 
         worth: what `start` returned. sequences: how many draft together. survival: of its tokens so far, `done` many.
         """
-        if worth == 0:
-            return done < _FIRST
+        if worth == 0:  # to learn, in no more than the time of a pass
+            known = self.passes.weight > 0 and bool(self.drafts)
+            return done < _FIRST and not (known and done * self._draft_seconds(sequences) > self.passes.seconds)
         cost = self._draft_seconds(sequences) / sequences + self.passes.line()[1]
         return done < MOST_DRAFTED and survival * acceptance > worth * cost
 
