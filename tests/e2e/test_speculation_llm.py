@@ -16,6 +16,7 @@ from draft_lengths import RandomLength
 
 from bench.sparse_child import decode_drafted
 from hotset import LLM, Completion, _core
+from hotset.cli.main import main
 from hotset.engine import Sample
 from hotset.formats.predictors import PREDICTORS_FILE, Thresholds, write_predictors
 from hotset.formats.store import Store, open_store
@@ -206,6 +207,30 @@ def test_stats_tell_of_drafts(stores: dict[str, Store], tmp_path: Path) -> None:
     assert drafts is not None and drafts.passes + drafts.accepted == 59
     assert drafts.tokens_per_pass == pytest.approx(59 / drafts.passes) and drafts.acceptance > 0.6
     assert f"{drafts.accepted} of {drafts.drafted} tokens accepted" in "\n".join(lines(stats))
+
+
+def test_the_command_line_drafts_unless_told_not_to(
+    stores: dict[str, Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(planned(stores["good"]), plan := tmp_path / "plan.json")
+    given = [
+        "run",
+        str(stores["good"].path),
+        PROMPTS[0],
+        "--plan",
+        str(plan),
+        "--temperature",
+        "0",
+        "-n",
+        "60",
+        "--stats",
+    ]
+    shown = {}
+    for flag in ([], ["--no-draft"]):
+        assert main([*given, "--stats", "--ignore-eos", *flag]) == 0
+        shown[bool(flag)] = capsys.readouterr()
+    assert shown[False].out == shown[True].out
+    assert "tokens accepted" in shown[False].err and "tokens accepted" not in shown[True].err
 
 
 def test_the_benchmark_counts_rounds(stores: dict[str, Store], tmp_path: Path) -> None:
