@@ -12,6 +12,7 @@
 #include "bind/bind.h"
 #include "bind/format.h"
 #include "quant/codec.h"
+#include "quant/sketch.h"
 
 namespace {
 
@@ -108,6 +109,32 @@ nb::object decode(const std::string& fmt, nb::handle packed, size_t rows, size_t
   return bind::to_numpy(std::move(out), {rows, cols});
 }
 
+void check_bits(unsigned bits) {
+  if (bits != 2 && bits != 3) throw InvalidArgument("sketches have 2 or 3 bits, not " + std::to_string(bits));
+}
+
+void encode_sketch(unsigned bits, nb::handle weights, nb::handle importance, nb::handle out, size_t threads) {
+  check_bits(bits);
+  const auto w = view<const float>(weights, "weights", {kAny, kAny});
+  const size_t rows = w.shape(0), cols = w.shape(1), block_bytes = quant::sketch_row_block_bytes(bits, cols);
+  const auto counts = view<const float>(importance, "importance", {cols});
+  const auto packed = view<uint8_t>(out, "out", {quant::sketch_bytes(bits, rows, cols)});
+  nb::gil_scoped_release release;
+  for_row_blocks(rows, threads, [&](size_t row, size_t n, size_t b) {
+    quant::encode_sketch(bits, &w.data[row * cols], n, cols, counts.data.data(),
+                         &packed.data[b * block_bytes]);
+  });
+}
+
+nb::object decode_sketch(unsigned bits, nb::handle sketch, size_t rows, size_t cols) {
+  check_bits(bits);
+  bind::check_shape(rows, cols);
+  const auto p = view<const uint8_t>(sketch, "sketch", {quant::sketch_bytes(bits, rows, cols)});
+  std::vector<float> out(rows * cols);
+  quant::decode_sketch(bits, p.data.data(), rows, cols, out.data());
+  return bind::to_numpy(std::move(out), {rows, cols});
+}
+
 }  // namespace
 
 void bind_quant(nb::module_& m) {
@@ -121,5 +148,17 @@ void bind_quant(nb::module_& m) {
   m.def("encode", &encode, nb::arg("fmt"), nb::arg("weights"), nb::arg("out"), nb::arg("threads") = 0);
   m.def("repack_ggml", &repack_ggml, nb::arg("fmt"), nb::arg("src"), nb::arg("rows"), nb::arg("cols"),
         nb::arg("out"), nb::arg("threads") = 0);
+  m.def(
+      "sketch_bytes",
+      [](unsigned bits, size_t rows, size_t cols) {
+        check_bits(bits);
+        bind::check_shape(rows, cols);
+        return quant::sketch_bytes(bits, rows, cols);
+      },
+      nb::arg("bits"), nb::arg("rows"), nb::arg("cols"));
+  m.def("encode_sketch", &encode_sketch, nb::arg("bits"), nb::arg("weights"), nb::arg("importance"),
+        nb::arg("out"), nb::arg("threads") = 0);
+  m.def("decode_sketch", &decode_sketch, nb::arg("bits"), nb::arg("sketch"), nb::arg("rows"),
+        nb::arg("cols"));
   m.def("decode", &decode, nb::arg("fmt"), nb::arg("packed"), nb::arg("rows"), nb::arg("cols"));
 }

@@ -2,6 +2,7 @@
 #include "bind/sparse.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -71,12 +72,21 @@ void make_neuron_file(pipeline::NeuronFile* self, std::string path, const std::s
                                   std::move(up_bias)};
 }
 
+void make_sketch_file(pipeline::SketchFile* self, std::string path, unsigned bits,
+                      const std::vector<std::array<uint64_t, 3>>& offsets) {
+  new (self) pipeline::SketchFile{std::move(path), bits, {}};
+  for (const auto& [gate, up, vectors] : offsets) self->layers.push_back({gate, up, vectors});
+}
+
 void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slots, std::string policy,
                   std::string predictor, std::vector<float> keep, std::vector<float> fetch,
                   std::vector<std::pair<model::TensorRef, model::TensorRef>> low_rank, bool relu,
-                  std::string backend, size_t depth, bool draft_only, bool ahead) {
-  if (predictor != "all" && predictor != "gate" && predictor != "low-rank")
-    throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate or low-rank");
+                  std::string backend, size_t depth, bool draft_only, bool ahead,
+                  const pipeline::SketchFile* sketch) {
+  if (predictor != "all" && predictor != "gate" && predictor != "low-rank" && predictor != "sketch")
+    throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate, low-rank or sketch");
+  if ((predictor == "sketch") != (sketch != nullptr))
+    throw InvalidArgument("predictor sketch and a sketch are given together or not at all");
   if (ahead && predictor != "low-rank")
     throw InvalidArgument("only predictor low-rank can look ahead, not " + predictor);
   new (self) SparseSetup{{std::move(hot),
@@ -90,6 +100,7 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
                          std::move(predictor),
                          {},
                          relu};
+  if (sketch) self->sketch = *sketch;
   for (auto& [down, up] : low_rank) self->low_rank.push_back({std::move(down), std::move(up)});
 }
 
@@ -102,6 +113,7 @@ std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseS
   if (setup.predictor == "gate") predictor = pipeline::load_gates(file, setup.options.io, k);
   if (setup.predictor == "low-rank")
     predictor = pipeline::load_low_rank(setup.low_rank, setup.relu, max_rows, k);
+  if (setup.predictor == "sketch") predictor = pipeline::load_sketch(setup.sketch, desc, k);
   return std::make_unique<pipeline::SparseFfn>(desc, std::move(file), setup.options, std::move(predictor), k,
                                                max_rows);
 }
@@ -138,9 +150,12 @@ void bind_sparse(nb::module_& m) {
       .def("__init__", &make_neuron_file, nb::arg("path"), nb::arg("fmt"), nb::arg("hidden"),
            nb::arg("gated"), nb::arg("stride"), nb::arg("neurons"), nb::arg("offsets"), nb::arg("crc32c"),
            nb::arg("gate_bias") = nb::list(), nb::arg("up_bias") = nb::list());
+  nb::class_<hotset::pipeline::SketchFile>(m, "SketchFile")
+      .def("__init__", &make_sketch_file, nb::arg("path"), nb::arg("bits"), nb::arg("offsets"));
   nb::class_<SparseSetup>(m, "SparseOptions")
       .def("__init__", &make_options, nb::arg("hot"), nb::arg("cold_slots"), nb::arg("policy") = "clock",
            nb::arg("predictor") = "all", nb::arg("keep") = nb::list(), nb::arg("fetch") = nb::list(),
            nb::arg("low_rank") = nb::list(), nb::arg("relu") = false, nb::arg("backend") = "auto",
-           nb::arg("depth") = 64, nb::arg("draft_only") = false, nb::arg("ahead") = false);
+           nb::arg("depth") = 64, nb::arg("draft_only") = false, nb::arg("ahead") = false,
+           nb::arg("sketch") = nb::none());
 }

@@ -14,9 +14,10 @@ namespace hotset::bind {
 
 struct SparseSetup {
   pipeline::SparseOptions options;
-  std::string predictor;  // all, gate, low-rank
+  std::string predictor;  // all, gate, low-rank, sketch
   std::vector<pipeline::LowRankRef> low_rank;
   bool relu = false;
+  pipeline::SketchFile sketch = {};
 };
 
 std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseSetup& setup,

@@ -132,6 +132,10 @@ struct Kernels {
   // max and log(sum(exp(x))) of n logits; argmax (lowest index wins).
   void (*logsumexp)(const float* x, size_t n, float* max, float* lse);
   size_t (*argmax)(const float* x, size_t n);
+
+  // Column blocks of a sketch of 2 or 3 bits (quant/sketch.h) as those of a q8_0 matrix, with the same
+  // values.
+  void (*expand_sketch)(const uint8_t* sketch, unsigned bits, size_t blocks, uint8_t* q8_0);
 };
 
 struct IsaInfo {

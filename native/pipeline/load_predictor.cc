@@ -6,6 +6,7 @@
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "pipeline/layer_stream.h"
+#include "quant/sketch.h"
 
 namespace hotset::pipeline {
 namespace {
@@ -78,6 +79,32 @@ std::unique_ptr<predictor::Predictor> load_low_rank(const std::vector<LowRankRef
                             std::to_string(maps.back().up.cols));
   }
   return predictor::make_low_rank(std::move(maps), std::move(memory), relu, max_rows, k);
+}
+
+std::unique_ptr<predictor::Predictor> load_sketch(const SketchFile& file, const model::ModelDesc& desc,
+                                                  const kernels::Kernels& k) {
+  if (file.bits != 2 && file.bits != 3)
+    throw InvalidArgument("sketches have 2 or 3 bits, not " + std::to_string(file.bits));
+  if (file.layers.size() != desc.layers.size())
+    throw InvalidArgument(std::to_string(file.layers.size()) + " sketches for " +
+                          std::to_string(desc.layers.size()) + " layers");
+  const predictor::SketchShape shape{file.bits, static_cast<size_t>(desc.ffn),
+                                     static_cast<size_t>(desc.hidden)};
+  const size_t matrix = quant::sketch_bytes(shape.bits, shape.neurons, shape.hidden);
+  std::vector<predictor::SketchLayer> layers;
+  predictor::Memory memory;
+  const auto read = [&](uint64_t offset, size_t bytes) {
+    memory.emplace_back(bytes);
+    io::read_all(file.path, offset, {memory.back().data(), bytes});
+    return memory.back().data();
+  };
+  for (const SketchFile::Layer& l : file.layers) {
+    const uint8_t* gate = desc.gated ? read(l.gate, matrix) : nullptr;
+    const uint8_t* up = read(l.up, matrix);
+    const auto* v = reinterpret_cast<const float*>(read(l.vectors, 3 * shape.neurons * sizeof(float)));
+    layers.push_back({gate, up, v, v + shape.neurons, v + 2 * shape.neurons});
+  }
+  return predictor::make_sketch(shape, std::move(layers), std::move(memory), desc, k);
 }
 
 }  // namespace hotset::pipeline

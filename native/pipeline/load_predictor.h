@@ -2,11 +2,13 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "io/reader.h"
 #include "pipeline/neuron_file.h"
 #include "predictor/matrix.h"
+#include "predictor/sketch.h"
 
 namespace hotset::pipeline {
 
@@ -21,5 +23,19 @@ struct LowRankRef {
 };
 std::unique_ptr<predictor::Predictor> load_low_rank(const std::vector<LowRankRef>& layers, bool relu,
                                                     size_t max_rows, const kernels::Kernels& k);
+
+// Sketches of all layers in one file: where gate (0 in a plain FFN), up and [3][neurons] of f32 lie, what is
+// to be added to gate and up and the lengths of down.
+struct SketchFile {
+  std::string path;
+  unsigned bits;
+  struct Layer {
+    uint64_t gate, up, vectors;
+  };
+  std::vector<Layer> layers;
+};
+// Throws IoError, OutOfMemory, InvalidArgument.
+std::unique_ptr<predictor::Predictor> load_sketch(const SketchFile& file, const model::ModelDesc& desc,
+                                                  const kernels::Kernels& k);
 
 }  // namespace hotset::pipeline

@@ -52,6 +52,15 @@ def repack_ggml(
     """GGUF blocks, row-major, to the packed layout; every value unchanged."""
 
 def decode(fmt: str, packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]: ...
+def sketch_bytes(bits: int, rows: int, cols: int) -> int:
+    """Of a copy of a matrix in 2 or 3 bits (native/quant/sketch.h)."""
+
+def encode_sketch(
+    bits: int, weights: NDArray[np.float32], importance: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 0
+) -> None:
+    """weights [rows, cols] into out [sketch_bytes]; errors of column j count importance[j] > 0."""
+
+def decode_sketch(bits: int, sketch: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]: ...
 
 # --- single kernels, for tests and micro benchmarks ----------------------------------------------------
 def matmul(
@@ -126,14 +135,19 @@ class NeuronFile:
         up_bias: Seq[Seq[float]] = (),
     ) -> None: ...
 
+class SketchFile:
+    """Where the sketches of all layers lie: offsets of gate (0 where there is none), up and [3, neurons] of f32."""
+
+    def __init__(self, path: str, bits: int, offsets: Seq[tuple[int, int, int]]) -> None: ...
+
 class SparseOptions:
     """How an engine gets at its neurons.
 
     hot: neurons of each layer that stay in memory; cold_slots: of all layers together; policy: "lru", "clock" or "lfu";
-    predictor: "all" (compute every neuron), "gate" (exact, gates in memory) or "low-rank"; keep, fetch: [layers] least
-    score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank, hidden],
-    up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the
-    predictor; ahead: maps of all layers but the first are given the input of the layer before.
+    predictor: "all" (compute every neuron), "gate" (exact, gates in memory), "low-rank" or "sketch"; keep, fetch:
+    [layers] least score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank,
+    hidden], up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the
+    predictor; ahead: maps of all layers but the first are given the input of the layer before; sketch: of "sketch".
     """
 
     def __init__(
@@ -150,6 +164,7 @@ class SparseOptions:
         depth: int = 64,
         draft_only: bool = False,
         ahead: bool = False,
+        sketch: SketchFile | None = None,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hotset.errors import ModelError, UsageError
 from hotset.formats.files import read_at
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import read_predictors
+from hotset.formats.sketch import read_sketch
 from hotset.formats.sparsity import ffn_floors, read_sparsity
 from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
 from hotset.models import Model, TensorSpec, least_gate
@@ -183,6 +184,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
     fetch: list[float] = []
     low_rank: list[tuple[_core.TensorRef, _core.TensorRef]] = []
     relu = ahead = False
+    sketch: _core.SketchFile | None = None
     if plan.predictor == "gate":
         limit = least_gate(model, store.entries)
         if limit is None:
@@ -195,6 +197,12 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         (keep, fetch), relu, ahead = map(list, trained.limits(plan.loss)), trained.relu, trained.ahead
         pairs = zip(trained.down, trained.up, strict=True)
         low_rank = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
+    elif plan.predictor == "sketch":
+        made = read_sketch(store.path, store.neurons)
+        if made is None:
+            raise UsageError(f"{store.path} has no sketch; use another predictor, or `hotset sketch`")
+        keep, fetch = list(made.facts.keep), list(made.facts.fetch)
+        sketch = _core.SketchFile(str(made.path), made.facts.bits, made.offsets)
     return _core.SparseOptions(
         plan.hot,
         plan.cold_slots,
@@ -208,4 +216,5 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         plan.depth,
         plan.drafts,
         ahead=ahead,
+        sketch=sketch,
     )

@@ -8,6 +8,7 @@
 #include "kernels/generic/neuron_dot.h"
 #include "kernels/generic/neuron_pack.h"
 #include "kernels/generic/neuron_sum.h"
+#include "kernels/generic/sketch.h"
 #include "kernels/tables.h"
 
 namespace hotset::kernels::generic {
@@ -45,7 +46,8 @@ constexpr Kernels make_table(const char* isa) {
           interleave_neurons<D<Format::q4_0>>,
           interleave_neurons<D<Format::q8_0>>,
           logsumexp<V>,
-          argmax<V>};
+          argmax<V>,
+          expand_sketch<V>};
 }
 
 }  // namespace hotset::kernels::generic

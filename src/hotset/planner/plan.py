@@ -92,7 +92,8 @@ def place(
     fitting = [p for p in predictors if sizes.predictor_bytes(p) + need * sizes.layers_at_work(p) <= room] or ["all"]
     found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, profiled, host) for p in fitting]
     whole = [f for f in found if sum(f.hot) == sizes.neurons]
-    if whole and "low-rank" not in fitting:  # nothing is read, so what is predicted exactly makes little difference
+    # Nothing is read, so what is predicted exactly makes little difference.
+    if whole and not {"low-rank", "sketch"} & set(fitting):
         return whole[0]
     if all(f.forecast is not None for f in found):
         return max(found, key=lambda f: f.forecast.tokens_per_s if f.forecast else 0)

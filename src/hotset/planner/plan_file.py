@@ -121,6 +121,6 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError("a number is no whole number of at least 0")
     if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
-    if plan.predictor not in ("all", "gate", "low-rank") or plan.policy not in POLICIES:
+    if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
     return plan

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 POLICIES = ("lru", "clock", "lfu", "window")  # native/cache/policy.h
-Predictor = Literal["all", "gate", "low-rank"]
+Predictor = Literal["all", "gate", "low-rank", "sketch"]
 PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
 _RING = 3  # pieces in flight
 _TILE = 16  # rows of scores
@@ -29,6 +29,7 @@ class NeuronSizes:
     gate_bytes: int  # all gates as matrices; 0: the gate does not tell whether a neuron is zero
     low_rank_bytes: int = 0  # predictors that came with the store; 0: none
     low_rank_ahead: bool = False  # whether these are given the input of the layer before
+    sketch_bytes: int = 0  # low-bit copies of gate and up; 0: none
     stride_without_gate: int = 0  # what is read and held where the gates are in memory already; 0: the same
 
     def of(self, predictor: Predictor) -> NeuronSizes:
@@ -49,7 +50,7 @@ class NeuronSizes:
         """Its matrices, and the scores of a step."""
         if predictor == "all":
             return 0
-        matrices = self.gate_bytes if predictor == "gate" else self.low_rank_bytes
+        matrices = {"gate": self.gate_bytes, "sketch": self.sketch_bytes, "low-rank": self.low_rank_bytes}[predictor]
         return matrices + 4 * _TILE * (self.ffn + 63)
 
     def layers_at_work(self, predictor: Predictor) -> int:

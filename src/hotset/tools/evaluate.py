@@ -17,6 +17,7 @@ from hotset.errors import InputError, StorageError, UsageError
 from hotset.formats.files import Json, read_whole, storage_error
 from hotset.formats.predictors import PREDICTORS_FILE
 from hotset.formats.progress import Progress, silent
+from hotset.formats.sketch import SKETCH_FILE
 from hotset.formats.store import CONFIG, MANIFEST, Store
 from hotset.tokenizer import Tokenizer
 from hotset.tools.evaluate_tasks import Item, Task, as_key, choice_scores, find_data, generated_scores, read_items
@@ -286,7 +287,7 @@ def _check(variant: Variant, llm: LLM) -> None:
 
 def _digest(store: Store) -> str:
     """Of what the store computes: its manifest has checksums of all weights, its config the thresholds."""
-    names = [MANIFEST, CONFIG, *(name for name in (PREDICTORS_FILE,) if (store.path / name).exists())]
+    names = [MANIFEST, CONFIG, *(name for name in (PREDICTORS_FILE, SKETCH_FILE) if (store.path / name).exists())]
     return hashlib.sha256(b"".join(hashlib.sha256(read_whole(store.path / n)).digest() for n in names)).hexdigest()
 
 

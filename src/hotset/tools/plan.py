@@ -19,6 +19,7 @@ from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_byt
 from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
 from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.profile import PROFILE_FILE, load_profile
+from hotset.formats.sketch import Sketch, read_sketch
 from hotset.formats.store import Store
 from hotset.loader import Predict
 from hotset.models import Model
@@ -105,8 +106,12 @@ class _Planning:
         self.threads = wishes.threads or (self.rates.threads if self.rates else len(_allowed_cpus()))
         self.notes: list[str] = list(storage_remarks(store, self.rates))
         self.trained = self._trained()
+        sketched = wishes.predict == "auto" or given.get("predictor") == "sketch"
+        self.sketch: Sketch | None = read_sketch(store.path, self.info) if sketched else None
+        if self.sketch and wishes.loss is not None and self.sketch.facts.perplexity_change > wishes.loss:
+            self.sketch = None  # its thresholds are those of one loss
         self.resident = resident_bytes(store)
-        self.sizes = neuron_sizes(store, model, self.trained)
+        self.sizes = neuron_sizes(store, model, self.trained, self.sketch)
         self.profiled = self._profiled()
 
     def plan(self) -> Plan:
@@ -144,7 +149,11 @@ class _Planning:
         if "predictor" in self.given:
             return [self.given["predictor"]]
         low_rank = self.sizes.low_rank_bytes if self.wishes.predict == "auto" else 0
-        has: dict[Predictor, int] = {"low-rank": low_rank, "gate": self.sizes.gate_bytes}
+        has: dict[Predictor, int] = {
+            "low-rank": low_rank,
+            "sketch": self.sizes.sketch_bytes,
+            "gate": self.sizes.gate_bytes,
+        }
         found = [name for name, size in has.items() if size]
         # Whoever chooses what stays in memory wants the rest found, not read whole.
         return found if found and self.given.keys() & {"hot", "cold_slots"} else [*found, "all"]
@@ -174,7 +183,8 @@ class _Planning:
         for layer in range(self.info.layers):
             shares[:, layer] = shares[:, layer, self.info.read_order(layer)]
         loss, gate = self.wishes.loss, gates_per_active(self.model.config, float(shares[0].mean()))
-        computed: dict[Predictor, float] = {"gate": gate, "low-rank": 1.0}
+        sketch = self.sketch.facts.candidates / max(float(shares[0].mean()), 1e-9) if self.sketch else 1.0
+        computed: dict[Predictor, float] = {"gate": gate, "low-rank": 1.0, "sketch": sketch}
         wanted = dict(computed)
         if self.trained:
             computed["low-rank"], wanted["low-rank"] = self.trained.candidates(loss), self.trained.wanted(loss)
@@ -292,8 +302,8 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not str(value).isdecimal() or int(value) < least:
             raise UsageError(f"{name}={value!s:.40}: want a whole number of at least {least}")
         checked[name] = int(value)
-    if checked.get("predictor", "all") not in ("all", "gate", "low-rank"):
-        raise UsageError(f"predictor={checked['predictor']!a:.40}: want all, gate or low-rank")
+    if checked.get("predictor", "all") not in ("all", "gate", "low-rank", "sketch"):
+        raise UsageError(f"predictor={checked['predictor']!a:.40}: want all, gate, low-rank or sketch")
     if checked.get("policy", POLICY) not in POLICIES:
         raise UsageError(f"policy={checked['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
     return checked

@@ -11,6 +11,7 @@ from hotset import _core
 from hotset.errors import HotsetError
 from hotset.formats.predictors import PREDICTORS_FILE
 from hotset.formats.profile import PROFILE_FILE
+from hotset.formats.sketch import SKETCH_FILE
 from hotset.formats.store import MANIFEST, Store
 from hotset.planner.plan_file import MadeFor
 from hotset.planner.rates import Rates
@@ -34,7 +35,7 @@ def host_fingerprint() -> str:
 
 def file_state(store: Store) -> list[object]:
     """Of what a plan reads besides the store's manifest."""
-    files = [store.path / PROFILE_FILE, store.path / PREDICTORS_FILE]
+    files = [store.path / PROFILE_FILE, store.path / PREDICTORS_FILE, store.path / SKETCH_FILE]
     rates = host_rates(store)
     return [*map(_state, files), None if rates is None else rates.as_json()]
 

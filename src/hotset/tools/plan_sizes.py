@@ -5,6 +5,7 @@ from __future__ import annotations
 from hotset import _core
 from hotset.config import ModelConfig
 from hotset.formats.predictors import Predictors
+from hotset.formats.sketch import Sketch
 from hotset.formats.store import Store
 from hotset.models import Model, least_gate
 from hotset.models.gate import ZERO_BELOW
@@ -12,8 +13,8 @@ from hotset.planner.sizes import NeuronSizes
 from hotset.quant import packed_bytes
 
 
-def neuron_sizes(store: Store, model: Model, trained: Predictors | None) -> NeuronSizes:
-    """trained: predictors that may be used; None: none."""
+def neuron_sizes(store: Store, model: Model, trained: Predictors | None, sketch: Sketch | None = None) -> NeuronSizes:
+    """trained, sketch: predictors that may be used; None: none."""
     info = store.neurons
     assert info is not None
     predicts = least_gate(model, store.entries) is not None
@@ -28,6 +29,7 @@ def neuron_sizes(store: Store, model: Model, trained: Predictors | None) -> Neur
         stride=info.stride,
         gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
         low_rank_bytes=trained.bytes if trained else 0,
+        sketch_bytes=sketch.bytes if sketch else 0,
         low_rank_ahead=trained.ahead if trained else False,
         stride_without_gate=min(info.stride, -(-before_gate // max(alignment, 64)) * max(alignment, 64)),
     )

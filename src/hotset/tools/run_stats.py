@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hotset.engine import Completion, Stats
 from hotset.engine.cgroup import peak_memory
 from hotset.formats.predictors import read_predictors
+from hotset.formats.sketch import read_sketch
 
 if TYPE_CHECKING:
     from hotset.llm import LLM
@@ -109,7 +110,8 @@ def bound(llm: LLM, candidates: float, active: float, missed: float, stats: Stat
     if rates is None or plan is None or neurons is None:
         return None
     trained = read_predictors(llm.store.path, neurons) if plan.predictor == "low-rank" else None
-    sizes = neuron_sizes(llm.store, llm.descriptor, trained).of(plan.predictor)
+    sketch = read_sketch(llm.store.path, neurons) if plan.predictor == "sketch" else None
+    sizes = neuron_sizes(llm.store, llm.descriptor, trained, sketch).of(plan.predictor)
     resident = read_per_token(llm.store, llm.descriptor)
     if not plan.drafts or stats is None or not stats.passes:
         return forecast(sizes, plan.predictor, Demand(candidates, active, missed), resident, rates, plan.threads)

@@ -110,11 +110,14 @@ class Bench:
         keep, fetch = limits(trained.tables, energy)
         pairs = zip(trained.down, trained.up, strict=True)
         maps = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
-        core = self._core(
-            _core.SparseOptions(
-                self.hot, self.slots, "clock", "low-rank", keep, fetch, maps, trained.relu, ahead=trained.ahead
-            )
+        options = _core.SparseOptions(
+            self.hot, self.slots, "clock", "low-rank", keep, fetch, maps, trained.relu, ahead=trained.ahead
         )
+        return self.quality(options, energy, text)
+
+    def quality(self, options: _core.SparseOptions, energy: float, text: Sequence[Passage]) -> Quality:
+        """Runs the text with neurons found so. energy: what thresholds give up, as the result says."""
+        core = self._core(options)
         figures = np.concatenate([np.array(list(_compare(core, passage))) for passage in text])
         kl, exact, got, scored = figures.T
         stats = core.sparse_stats

@@ -85,6 +85,11 @@ class Neurons:
         out: Floats = np.abs(product.reshape(len(x), -1)) * self.reach
         return out
 
+    def offsets(self) -> list[Floats]:
+        """What the products of gate, if there is one, and up lack of the activations' arguments: [ffn] each."""
+        limits = [self.up_limit] if self.gate is None else [self.gate_limit, self.up_limit]
+        return [np.float32(added) - limit for added, limit in zip(self._added(), limits, strict=True)]
+
     def _added(self) -> list[float]:
         """What margins lack of the activations' arguments."""
         gate, up = _limits(self.config)

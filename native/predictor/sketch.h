@@ -1,0 +1,29 @@
+// Scores from low-bit copies of gate and up: what each neuron is expected to add to the layer's output.
+//
+// score = |f(gate' x + a) * h(up' x + b)| * ‖down‖, with gate', up' sketches (quant/sketch.h) and a, b what
+// they are wrong by for the mean input, biases included. Needs no training, works for activations that are
+// never 0, and ranks by contribution, of which half as many neurons carry almost all.
+#pragma once
+
+#include <vector>
+
+#include "predictor/matrix.h"
+
+namespace hotset::predictor {
+
+struct SketchLayer {
+  const uint8_t *gate, *up;  // sketches [neurons, hidden] in store order; gate null in a plain FFN
+  const float *gate_offset, *up_offset, *reach;  // [neurons]; reach: ‖down‖
+};
+
+struct SketchShape {
+  unsigned bits;
+  size_t neurons, hidden;
+};
+
+// memory: what the layers point into.
+std::unique_ptr<Predictor> make_sketch(const SketchShape& shape, std::vector<SketchLayer> layers,
+                                       Memory memory, const model::ModelDesc& desc,
+                                       const kernels::Kernels& k);
+
+}  // namespace hotset::predictor

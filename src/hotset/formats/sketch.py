@@ -1,0 +1,155 @@
+"""`sketch.safetensors` of a packed store: low-bit copies of gate and up that tell what neurons contribute.
+
+Tensors of layer i: `hotset.layers.{i}.sketch.gate` (not in a plain FFN) and `….up`, as native/quant/sketch.h has them,
+and `….vectors`, f32 [3, ffn]: what is to be added to gate and up, and the length of each neuron's column of `down`; all
+in the store's order of neurons. Each tensor starts at a multiple of 4 KiB. The metadata's `sketch` has the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.errors import FormatError, UsageError
+from hotset.formats.files import Json, is_count, parse_json, storage_error
+from hotset.formats.neurons import NeuronInfo
+from hotset.formats.predictors import order_crc32c
+from hotset.formats.safetensors import Header, read_header
+from hotset.formats.store import ALIGNMENT
+
+SKETCH_FILE = "sketch.safetensors"
+BITS = (2, 3)
+SHARES = tuple(i / 20 for i in range(1, 20))
+Part = tuple[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class SketchFacts:
+    """What is said of a sketch besides its tensors."""
+
+    bits: int
+    keep: tuple[float, ...]  # [layers] least score of a neuron in memory to be computed
+    fetch: tuple[float, ...]  # [layers], >= keep: the same of a missing one
+    quantiles: tuple[tuple[float, ...], ...]  # [layers][19] scores below which 5, 10, … 95 % of the neurons are
+    candidates: float  # share of neurons computed
+    perplexity_change: float  # relative, expected on text like that held out
+
+    def limits(self, zeros: float) -> tuple[float, ...]:
+        """[layers]: least scores that leave out about this share of every layer's neurons."""
+        return tuple(float(np.interp(zeros, SHARES, scores)) for scores in self.quantiles)
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    path: Path
+    facts: SketchFacts
+    offsets: tuple[tuple[int, int, int], ...]  # by layer: gate (0: none), up, vectors
+    bytes: int  # of all tensors
+
+
+def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
+    """The sketch beside a packed store; None if it has none.
+
+    Raises: UsageError if it was made for another order of neurons; FormatError, StorageError.
+    """
+    path = folder / SKETCH_FILE
+    if not path.exists():
+        return None
+    header = read_header(path)
+    facts = _facts(path, header, neurons)
+    parts = ("gate", "up", "vectors") if neurons.gated else ("up", "vectors")
+    offsets = []
+    for layer in range(neurons.layers):
+        at = {part: _offset(path, header, facts.bits, neurons, layer, part) for part in parts}
+        offsets.append((at.get("gate", 0), at["up"], at["vectors"]))
+    return Sketch(path, facts, tuple(offsets), sum(entry.bytes for entry in header.entries.values()))
+
+
+def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Part]], facts: SketchFacts) -> Path:
+    """Writes a sketch beside a packed store, whole or not at all.
+
+    layers: of each its parts "gate", "up" (sketches) and "vectors" [3, ffn], made when they are asked for.
+    """
+    path, partial = folder / SKETCH_FILE, folder / f".{SKETCH_FILE}.partial"
+    about = asdict(facts) | {"order_crc32c": order_crc32c(neurons)}
+    header = _header(neurons, facts.bits, about)
+    try:
+        with partial.open("wb") as file:
+            file.write(header)
+            for parts in layers:
+                for _, data in parts:
+                    file.write(data.tobytes())
+                    file.write(bytes(-data.nbytes % ALIGNMENT))
+        return partial.replace(path)
+    except OSError as error:
+        raise storage_error(path, "cannot be written", error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _bytes(neurons: NeuronInfo, bits: int, part: str) -> int:
+    from hotset import _core
+
+    return 12 * neurons.ffn if part == "vectors" else _core.sketch_bytes(bits, neurons.ffn, neurons.hidden)
+
+
+def _header(neurons: NeuronInfo, bits: int, about: Json) -> bytes:
+    described: Json = {"__metadata__": {"sketch": json.dumps(about)}}
+    at = 0
+    for layer in range(neurons.layers):
+        for part in ("gate", "up", "vectors") if neurons.gated else ("up", "vectors"):
+            size = -(-_bytes(neurons, bits, part) // ALIGNMENT) * ALIGNMENT
+            described[_name(layer, part)] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+            at += size
+    text = json.dumps(described, separators=(",", ":")).encode()
+    padded = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT
+    return (padded - 8).to_bytes(8, "little") + text.ljust(padded - 8)
+
+
+def _name(layer: int, part: str) -> str:
+    return f"hotset.layers.{layer}.sketch.{part}"
+
+
+def _facts(path: Path, header: Header, neurons: NeuronInfo) -> SketchFacts:
+    about = parse_json(header.metadata.get("sketch", "").encode(errors="replace"), f"{path}: metadata 'sketch'")
+    names = {*SketchFacts.__dataclass_fields__, "order_crc32c"}
+    if about.keys() != names or about["bits"] not in BITS or not is_count(about["order_crc32c"]):
+        raise FormatError(f"{path}: metadata 'sketch' must have exactly {', '.join(sorted(names))}; make it again")
+    limits, quantiles = [about["keep"], about["fetch"]], about["quantiles"]
+    fine = all(_are_numbers(v, neurons.layers) for v in limits) and isinstance(quantiles, list)
+    if not fine or len(quantiles) != neurons.layers or not all(_are_numbers(q, len(SHARES)) for q in quantiles):
+        raise FormatError(f"{path} must have limits for each of {neurons.layers} layers; make it again")
+    if not (_is_number(about["candidates"]) and _is_number(about["perplexity_change"])):
+        raise FormatError(f"{path}: what it says of its quality is no number; make it again")
+    if about.pop("order_crc32c") != order_crc32c(neurons):
+        raise UsageError(f"{path} was made for another order of neurons; make it again, or remove it")
+    return SketchFacts(
+        about["bits"],
+        tuple(about["keep"]),
+        tuple(about["fetch"]),
+        tuple(map(tuple, quantiles)),
+        float(about["candidates"]),
+        float(about["perplexity_change"]),
+    )
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(float(str(value)))
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
+
+
+def _offset(path: Path, header: Header, bits: int, neurons: NeuronInfo, layer: int, part: str) -> int:
+    entry = header.entries.get(_name(layer, part))
+    if entry is None or entry.bytes < _bytes(neurons, bits, part):
+        raise FormatError(f"{path} lacks the {part} of layer {layer}, or has too little of it; make it again")
+    return entry.offset
