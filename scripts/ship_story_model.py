@@ -24,6 +24,7 @@ from hotset.train.text import documents
 
 DENSE = "q8_0"  # of everything but the neurons, a third of the weights
 NEURONS = "q4_0"
+SHAPE = {"num_hidden_layers": 4, "intermediate_size": 1024}  # as make_story_model.py has it
 STORIES = 120  # held out, whose perplexity is taken
 
 
@@ -35,9 +36,9 @@ def run(*arguments: Any) -> None:
 def make_stores(out: Path, calibration: Path) -> None:
     """OUT/packed with profile and predictors, and OUT/control."""
     for kind, name in (("drelu", "store"), ("swiglu", "control")):
-        run("convert", out / kind, "--out", out / name, "--quant", DENSE, "--force")
+        run("convert", out / kind, out / name, "--quant", DENSE, "--force")
     run("profile", out / "store", "--text", calibration, "--no-replay")
-    run("pack", out / "store", "--out", out / "packed", "--format", NEURONS, "--force")
+    run("pack", out / "store", out / "packed", "--format", NEURONS, "--force")
     run("train-predictor", out / "packed", "--text", calibration)
 
 
@@ -54,15 +55,36 @@ def perplexity(store: Path, stories: list[str], **options: Any) -> float:
     return math.exp(total / tokens)
 
 
+def third_in_memory(out: Path, predictor: str) -> Path:
+    """A plan with a third of the neurons in memory, two thirds of these always and the rest as a cache."""
+    path = out / f"plan-{predictor}.json"
+    layers, ffn = SHAPE["num_hidden_layers"], SHAPE["intermediate_size"]
+    hot = ffn * 2 // 9
+    settings = {"predictor": predictor, "hot": hot, "cold_slots": layers * (ffn // 3 - hot)}
+    choices = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    run("plan", out / "packed", *(["--predict", "auto"] if predictor == "low-rank" else []), *choices, "-o", path)
+    return path
+
+
 def measure(out: Path, held_out: Path) -> dict[str, Any]:
-    stories = list(islice(documents(held_out), STORIES))
+    stories, packed = list(islice(documents(held_out), STORIES)), out / "packed"
     return {
-        "held-out stories": len(stories),
         f"SwiGLU control, {DENSE}": perplexity(out / "control", stories),
         f"dReLU, {DENSE}": perplexity(out / "store", stories),
-        f"dReLU, neurons {NEURONS}, exact": perplexity(out / "packed", stories),
-        f"dReLU, neurons {NEURONS}, predicted": perplexity(out / "packed", stories, predict="auto"),
+        f"dReLU, neurons {NEURONS}, exact": perplexity(packed, stories, plan=third_in_memory(out, "gate")),
+        f"dReLU, neurons {NEURONS}, predicted": perplexity(
+            packed, stories, plan=third_in_memory(out, "low-rank"), predict="auto"
+        ),
     }
+
+
+def bare(value: Any) -> Any:
+    """Without the folders that files lay in on the machine of the run."""
+    if isinstance(value, dict):
+        return {bare(key): bare(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [bare(item) for item in value]
+    return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
@@ -70,6 +92,26 @@ def curve(run: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     keep = ("kind", "step", "tokens", "loss", "perplexity", "zeros", "rate")
     return [{key: entry[key] for key in keep if key in entry} for entry in entries]
+
+
+def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Loss and zeros over the tokens trained on."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind, entries in curves.items():
+        trained = [entry for entry in entries if entry["kind"] == "train"]
+        tokens = [entry["tokens"] / 1e6 for entry in trained]
+        left.plot(tokens, [entry["loss"] for entry in trained], label={"drelu": "dReLU", "swiglu": "SwiGLU"}[kind])
+        if kind == "drelu":
+            for layer, zeros in enumerate(zip(*(entry["zeros"] for entry in trained), strict=True)):
+                right.plot(tokens, zeros, label=f"layer {layer}")
+    left.set(xlabel="million tokens", ylabel="loss", title="training loss")
+    right.set(xlabel="million tokens", ylabel="share of neurons", title="zeros of dReLU", ylim=(0.5, 1))
+    left.legend()
+    right.legend()
+    figure.savefig(path)
 
 
 def main() -> int:
@@ -84,10 +126,11 @@ def main() -> int:
     reached = measure(known.out, known.held_out)
     print(json.dumps(reached, indent=1))
     if known.result is not None:
-        runs = {kind: read_json(known.out / kind / "sparsify.json") for kind in ("drelu", "swiglu")}
+        runs = {kind: bare(read_json(known.out / kind / "sparsify.json")) for kind in ("drelu", "swiglu")}
         curves = {kind: curve(known.out / kind) for kind in runs}
         series = [Series("perplexity", "", (value,), model=name) for name, value in reached.items()]
-        write(record("story model", series, runs=runs, curves=curves), known.result)
+        write(record("story model", series, stories=STORIES, runs=runs, curves=curves), known.result)
+        plot(curves, known.result.with_suffix(".svg"))
     if known.ship is not None:
         shutil.copytree(known.out / "packed", known.ship, dirs_exist_ok=True)
     return 0
