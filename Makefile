@@ -10,6 +10,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check
 JOBS ?= $(shell nproc)
 MODEL ?= smollm2-135m-instruct
 PROMPT ?= Why is the sky blue?
+STORY ?= Once upon a time
 TORCH := torch==2.13.0
 
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
@@ -22,7 +23,7 @@ PACKAGE := $(NATIVE) $(shell find src -name '*.py')
 CXX_FILES = $(shell git ls-files -co --exclude-standard 'native/*.cc' 'native/*.h' 'tests/native/*.cc' 'tests/native/*.h')
 PY_DIRS := src tests scripts bench
 
-.PHONY: help demo dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-sparse bench-start bench-ppl \
+.PHONY: help demo demo-chat dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-sparse bench-start bench-ppl \
   report clean
 
 help:  ## this list
@@ -47,7 +48,12 @@ $(VENV)/dev: $(NATIVE) | $(BIN)/python
 
 dev: $(VENV)/dev  ## the development environment in .venv
 
-demo: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build, get a real model, let it answer
+demo: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build; a sparse model tells a story with a third of its neurons in memory
+	@mkdir -p build
+	@$(BIN)/hotset plan stories-5m --set predictor=gate --set hot=227 --set cold_slots=456 --output build/story-plan.json
+	@$(BIN)/hotset run stories-5m "$(STORY)" --echo --temperature 0.6 --top-k 40 --stats --plan build/story-plan.json
+
+demo-chat: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build, get a real model, let it answer
 	@$(BIN)/hotset pull $(MODEL)
 	@$(BIN)/hotset run $(MODEL) "$(PROMPT)" --max-tokens 128
 

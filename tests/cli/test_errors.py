@@ -29,7 +29,7 @@ def assert_complaint(done, code: int, *parts: str) -> None:
             ["run", "m", "p", "--temprature", "1"],
             ["No such option: --temprature", "--temperature", "hotset run --help"],
         ),
-        (["run"], ["Missing argument 'MODEL'"]),
+        (["chat"], ["Missing argument 'MODEL'"]),
         (["run", "m", "p", "--top-p", "2"], ["top_p is 2.0", "above 0, at most 1"]),
         (["run", "m", "p", "--threads", "many"], ["--threads", "many"]),
         (["run", "m", "p", "--logit-bias", "x=1"], ["--logit-bias 'x=1'", "42=-1.5"]),

@@ -47,11 +47,11 @@ def numbers(text: str, flag: str) -> list[int]:
 
 def complete_model(incomplete: str) -> list[str]:
     """Names for shell completion: short names of models, and what lies here."""
-    from hotset.tools.resolve import ALIASES
+    from hotset.tools.resolve import ALIASES, PACKAGED
 
     folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
     beside = [str(path) for path in folder.iterdir()] if folder.is_dir() else []
-    return [name for name in (*ALIASES, *beside) if name.startswith(incomplete)]
+    return [name for name in (*PACKAGED, *ALIASES, *beside) if name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotset.cli.options import JsonFlag, ModelArgument, RunFlags, SamplingFlags, takes
+from hotset.cli.options import JsonFlag, RunFlags, SamplingFlags, complete_model, takes
 from hotset.cli.text import note, print_json, read_prompt
 from hotset.errors import InputError, UsageError
 
@@ -20,11 +20,23 @@ if TYPE_CHECKING:
     from hotset.tools.run_stats import RunStats
 
 Prompt = str | list[dict[str, str]]
+STORYTELLER = "stories-5m"  # lies in the package
+BEGINNING = "Once upon a time"
+STORY_SAMPLING = {"temperature": 0.6, "top_k": 40}  # its likeliest words alone go round in circles
+StoryArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="As in all commands, a store, a file, a folder or a name; without one, the package's own tells a story.",
+        autocompletion=complete_model,
+        show_default=False,
+    ),
+]
 
 
 @takes(engine=RunFlags, sampling=SamplingFlags)
 def run(
-    model: ModelArgument,
+    model: StoryArgument = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="Text; else --file or standard input.", show_default=False)
     ] = None,
@@ -44,11 +56,16 @@ def run(
     sampling: SamplingFlags,
 ) -> None:
     """Answer a prompt, or continue a text (--raw, or a model without chat template), and print it as it comes."""
-    text = read_prompt(prompt, file)
+    given = sampling.arguments()
+    if model is None:
+        model, text, echo = STORYTELLER, BEGINNING if file is None else read_prompt(None, file), True
+        given = STORY_SAMPLING | given
+    else:
+        text = read_prompt(prompt, file)
     from hotset.cli.load import load_model
     from hotset.params import SamplingParams
 
-    params = SamplingParams(**sampling.arguments(), n=samples, logprobs=logprobs, echo=echo)
+    params = SamplingParams(**given, n=samples, logprobs=logprobs, echo=echo)
     started = time.perf_counter()
     with load_model(model, engine, quiet=json) as llm:
         loaded = time.perf_counter() - started
@@ -85,8 +102,6 @@ def _answer(llm: LLM, asked: Prompt, params: SamplingParams, *, live: bool) -> t
     """The whole answer, and llm.stats when its first token had come; `live` prints it as it comes."""
     before: dict[str, float] = {}
     with llm.stream(asked, params) as stream:
-        if live and params.echo and isinstance(asked, str):
-            print(asked, end="", flush=True)
         for chunk in stream:
             before = before or llm.stats
             if live and chunk.text:

