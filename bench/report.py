@@ -132,6 +132,26 @@ def plot_sparse(result: Result) -> None:
     figure.savefig((ROOT / result["file"]).with_suffix(".svg"), metadata={"Date": None})
 
 
+def plot_budget(result: Result) -> None:
+    """Peak memory and tokens/s over the budget, beside the result as .svg."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    runs = sorted(result["runs"], key=lambda run: int(run["budget_bytes"]))
+    budgets = [run["budget_bytes"] / 2**20 for run in runs]
+    above.plot(budgets, budgets, color="gray", linestyle="--", label="budget")
+    above.plot(budgets, [run["peak_bytes"] / 2**20 for run in runs], marker="o", label="peak, page cache included")
+    above.set(ylabel="memory (MiB)", ylim=(0, None))
+    above.legend(fontsize="small")
+    below.plot(budgets, [run["tokens_per_s"] for run in runs], marker="o")
+    below.set(xlabel="budget (MiB)", ylabel="decode (tokens/s)", ylim=(0, None))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig((ROOT / result["file"]).with_suffix(".svg"), metadata={"Date": None})
+
+
+PLOTS: dict[str, Callable[[Result], None]] = {"sparse": plot_sparse, "budget": plot_budget}
 SHOW: dict[str, Callable[[Result], str]] = {
     "dense": dense,
     "bench": bench,
@@ -159,8 +179,9 @@ def main() -> None:
     if args.print:
         print(text)
         return
-    if "sparse" in (found := newest()):
-        plot_sparse(found["sparse"])
+    found = newest()
+    for what in PLOTS.keys() & found.keys():
+        PLOTS[what](found[what])
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(START)
     readme.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
