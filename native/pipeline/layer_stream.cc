@@ -13,7 +13,7 @@ constexpr size_t kReadBytes = size_t{1} << 20;
 
 LayerStream::LayerStream(const NeuronFile& file, std::vector<uint32_t> first, size_t chunk, size_t ring,
                          const io::ReaderOptions& io)
-    : file_(file), first_(std::move(first)), chunk_(chunk), io_(io), ring_(ring) {
+    : file_(file), first_(std::move(first)), chunk_(chunk), io_(options_for(file, io)), ring_(ring) {
   io_.depth = std::max<size_t>(io.depth, ring * (chunk * file.layout.stride / kReadBytes + 1));
 }
 

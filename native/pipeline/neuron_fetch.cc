@@ -6,7 +6,10 @@
 namespace hotset::pipeline {
 
 NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io)
-    : file_(file), bytes_(bytes), io_(std::move(io)), reader_(io::open_reader(file.path, io_)) {}
+    : file_(file),
+      bytes_(bytes),
+      io_(options_for(file, std::move(io))),
+      reader_(io::open_reader(file.path, io_)) {}
 
 void NeuronFetch::register_memory(std::span<uint8_t> memory) {
   if (memory.empty() || !memory_.empty() || !reader_) return;
@@ -50,7 +53,8 @@ void NeuronFetch::pump(size_t most) {
   for (const Batch& b : batches_) waiting += b.reads.size() - b.sent;
   if (waiting == 0) return;
   if (in_flight_ > 0) take(0);
-  // Each system call costs as much as a read; a drive with most of its queue full can do without the next ones.
+  // Each system call costs as much as a read; a drive with most of its queue full can do without the next
+  // ones.
   const size_t room = reader_->depth() - std::min(reader_->depth(), in_flight_);
   if (room >= std::min(waiting, most)) send(most);
 }

@@ -1,9 +1,20 @@
 #include "pipeline/neuron_file.h"
 
+#include <algorithm>
+
 #include "base/crc32c.h"
 #include "base/error.h"
+#include "io/file.h"
 
 namespace hotset::pipeline {
+
+io::ReaderOptions options_for(const NeuronFile& file, io::ReaderOptions io) {
+  if (!io.direct) return io;
+  const size_t a = io::File(file.path, true).alignment();
+  io.direct = file.layout.stride % a == 0 && std::all_of(file.offset.begin(), file.offset.end(),
+                                                         [a](uint64_t offset) { return offset % a == 0; });
+  return io;
+}
 
 void check_bundle(const NeuronFile& file, size_t layer, size_t neuron, const uint8_t* bundle, size_t bytes,
                   uint32_t wanted) {

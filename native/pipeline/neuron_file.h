@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "io/reader.h"
 #include "quant/neuron.h"
 
 namespace hotset::pipeline {
@@ -25,6 +26,10 @@ struct NeuronFile {
   size_t layers() const { return offset.size(); }
   uint64_t position(size_t layer, size_t neuron) const { return offset[layer] + neuron * layout.stride; }
 };
+
+// `io`, but buffered where direct reads want an alignment that the bundles do not have: a store packed on
+// another drive. Throws IoError.
+io::ReaderOptions options_for(const NeuronFile& file, io::ReaderOptions io);
 
 // Throws InvalidWeight naming file, layer, neuron and offset unless crc32c(bundle, bytes) is `wanted`.
 void check_bundle(const NeuronFile& file, size_t layer, size_t neuron, const uint8_t* bundle, size_t bytes,

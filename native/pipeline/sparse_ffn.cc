@@ -61,7 +61,8 @@ size_t used_bytes(const quant::NeuronLayout& layout, bool gate_known) {
 
 // What direct I/O must read for them, at most a whole bundle with its padding.
 size_t held_bytes(const NeuronFile& file, const io::ReaderOptions& io, size_t used) {
-  const size_t alignment = std::max<size_t>(io::open_reader(file.path, io)->alignment(), 64);
+  const size_t alignment =
+      std::max<size_t>(io::open_reader(file.path, options_for(file, io))->alignment(), 64);
   return std::min(file.layout.stride, pad_to(used, alignment));
 }
 
