@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from hotset.tools.convert import convert
+from hotset.tools.pack import pack
 from hotset.tools.random_model import ModelShape, random_model
 
+ROOT = Path(__file__).parents[2]
 TINY = ModelShape(hidden=64, ffn=128, layers=2, heads=4, kv_heads=2, vocab=512, context=256)
 
 
@@ -64,3 +69,14 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     random_model(TINY, gguf=path)
     return path
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """stories260K with ReLU in place of SiLU."""
+    folder = tmp_path_factory.mktemp("relu")
+    shutil.copytree(ROOT / "tests/golden/data/stories260k", folder / "source")
+    config = json.loads((folder / "source/config.json").read_text())
+    (folder / "source/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    convert(folder / "source", folder / "dense", quant="f32")
+    return pack(folder / "dense", folder / "packed", fmt="q8_0").dest

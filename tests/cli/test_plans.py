@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hotset.tools.convert import convert
-from hotset.tools.pack import pack
-
 Hotset = Callable[..., Any]  # a process: code, out, err
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """stories260K with ReLU in place of SiLU."""
-    folder = tmp_path_factory.mktemp("relu")
-    shutil.copytree(ROOT / "tests/golden/data/stories260k", folder / "source")
-    config = json.loads((folder / "source/config.json").read_text())
-    (folder / "source/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    convert(folder / "source", folder / "dense", quant="f32")
-    return pack(folder / "dense", folder / "packed", fmt="q8_0").dest
 
 
 def test_a_plan_is_a_table_and_json(hotset: Hotset, packed: Path) -> None:
