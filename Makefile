@@ -82,7 +82,7 @@ py-test: $(VENV)/dev
 build/full-venv/ready: $(NATIVE)
 	@scripts/bootstrap.sh build/full-venv
 	@build/full-venv/bin/pip install -qq --disable-pip-version-check $(TORCH) \
-	  $$(build/full-venv/bin/python scripts/requirements.py dev peers)
+	  $$(build/full-venv/bin/python scripts/requirements.py dev peers train)
 	@PATH="$(CURDIR)/build/full-venv/bin:$$PATH" build/full-venv/bin/pip install -qq --no-build-isolation --no-deps \
 	  -Cbuild-dir=build/full -e .
 	@touch $@
