@@ -1,6 +1,7 @@
 #include "model/attention.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -93,19 +94,33 @@ Attention::Attention(const ModelDesc& desc, const kernels::Kernels& k, ThreadPoo
       hd_(kv.head_dim()),
       scratch_(pool.size() * 2 * State::floats(hd_)) {}
 
-void Attention::run(const Batch& batch, size_t layer, const LayerWeights& w, const RopeTables& ropes, Rows q,
-                    Rows k, Rows v, Rows out) {
+void Attention::store(const Batch& batch, size_t layer, const LayerWeights& w, const RopeTables& ropes,
+                      Rows q, Rows k, Rows v, const Share& share) {
+  for (const BatchSequence& s : batch.sequences) {
+    const size_t begin = std::max(s.first_row, share.begin_row());
+    const size_t end = std::min(s.first_row + s.count, share.end_row(batch.rows()));
+    const auto finish = [&](size_t from, size_t to, size_t) {
+      for (size_t row = from; row < to; ++row)
+        finish_projections(s, row - s.first_row, layer, w, ropes, q, k, v);
+    };
+    if (begin >= end) continue;
+    if (share.alone())
+      finish(begin, end, 0);
+    else
+      pool_.parallel_for(end - begin, 4,
+                         [&](size_t i, size_t j, size_t) { finish(begin + i, begin + j, 0); });
+  }
+}
+
+void Attention::attend(size_t layer, Rows q, Rows out, const Share& share) {
   const trace::Span span("attend");
-  for (const BatchSequence& s : batch.sequences)
-    RowParts(s.count, pool_).each_row(pool_, [&](size_t t) {
-      finish_projections(s, t, layer, w, ropes, q, k, v);
-    });
-  make_tiles(batch);
   const int64_t window = desc_.layers[layer].window;
-  if (tiles_.size() >= 4 * pool_.size())
-    run_tiles(layer, RowParts(batch.rows(), pool_), window, q, out);
-  else
-    run_split(layer, window, q, out);
+  if (!share.alone())
+    return tiles_.size() >= 4 * pool_.size() ? run_tiles(layer, window, q, out)
+                                             : run_split(layer, window, q, out);
+  for (const Tile& t : tiles_)
+    if (const size_t tile = (t.seq->first_row + t.token) / kTile; share.first <= tile && tile < share.last)
+      run_tile(t, layer, window, q, out, share.thread);
 }
 
 void Attention::norm_heads(const Vector& norm, size_t heads, float* x) const {
@@ -139,15 +154,19 @@ void Attention::finish_projections(const BatchSequence& s, size_t token, size_t 
   }
 }
 
+// Never across the border of two tiles of rows, so that whoever owns rows owns their attention. Powers of two
+// fill tiles of rows, and 4 queries at a time keep the kernel's registers full.
 void Attention::make_tiles(const Batch& batch) {
   tiles_.clear();
-  const size_t group = desc_.heads / desc_.kv_heads, heads = std::min(group, kTile), tokens = kTile / heads;
+  const size_t group = desc_.heads / desc_.kv_heads, heads = std::min(group, kTile);
+  const size_t most = std::bit_floor(kTile / heads);
   for (const BatchSequence& s : batch.sequences)
     for (size_t kv_head = 0; kv_head < static_cast<size_t>(desc_.kv_heads); ++kv_head)
       for (size_t h = 0; h < group; h += heads)
-        for (size_t t = 0; t < s.count; t += tokens)
-          tiles_.push_back({&s, kv_head, kv_head * group + h, std::min(heads, group - h), t,
-                            std::min(tokens, s.count - t)});
+        for (size_t t = 0, tokens = 0; t < s.count; t += tokens) {
+          tokens = std::min({most, s.count - t, kTile - (s.first_row + t) % kTile});
+          tiles_.push_back({&s, kv_head, kv_head * group + h, std::min(heads, group - h), t, tokens});
+        }
 }
 
 void Attention::load_queries(const Tile& t, int64_t window, Rows q, State& s) const {
@@ -191,17 +210,10 @@ void Attention::store_output(const Tile& t, const State& s, Rows out) const {
 }
 
 // Many tiles: each thread takes whole tiles.
-void Attention::run_tiles(size_t layer, const RowParts& rows, int64_t window, Rows q, Rows out) {
-  if (rows.split()) {
-    pool_.parallel_parts(rows.parts(), [&](size_t part, size_t thread) {
-      for (const Tile& t : tiles_)
-        if (rows.part_of(t.seq->first_row + t.token) == part) run_tile(t, layer, window, q, out, thread);
-    });
-  } else {
-    pool_.parallel_for(tiles_.size(), 1, [&](size_t begin, size_t end, size_t thread) {
-      for (size_t i = begin; i < end; ++i) run_tile(tiles_[i], layer, window, q, out, thread);
-    });
-  }
+void Attention::run_tiles(size_t layer, int64_t window, Rows q, Rows out) {
+  pool_.parallel_for(tiles_.size(), 1, [&](size_t begin, size_t end, size_t thread) {
+    for (size_t i = begin; i < end; ++i) run_tile(tiles_[i], layer, window, q, out, thread);
+  });
 }
 
 void Attention::run_tile(const Tile& t, size_t layer, int64_t window, Rows q, Rows out, size_t thread) {

@@ -35,10 +35,14 @@ class Attention {
  public:
   Attention(const ModelDesc& desc, const kernels::Kernels& k, ThreadPool& pool, KvCache& kv);
 
-  // q [rows][heads * head_dim], k and v [rows][kv_heads * head_dim]: projections with bias, changed in place.
-  // out [rows][heads * head_dim]. The batch's pages must be reserved.
-  void run(const Batch& batch, size_t layer, const LayerWeights& w, const RopeTables& ropes, Rows q, Rows k,
-           Rows v, Rows out);
+  // Once for a batch, before its first layer.
+  void begin(const Batch& batch) { make_tiles(batch); }
+  // Norms and turns q and k and writes k and v to the cache. q [rows][heads * head_dim], k and v [rows]
+  // [kv_heads * head_dim]: projections with bias, changed in place. The batch's pages must be reserved.
+  void store(const Batch& batch, size_t layer, const LayerWeights& w, const RopeTables& ropes, Rows q, Rows k,
+             Rows v, const Share& share);
+  // out [rows][heads * head_dim], from the q of store(), which has ended for all rows.
+  void attend(size_t layer, Rows q, Rows out, const Share& share);
 
  private:
   // Up to 16 queries that read the same keys: some heads of one GQA group, for some neighbouring tokens.
@@ -57,7 +61,7 @@ class Attention {
   void attend_chunk(const Tile& t, size_t layer, size_t chunk, State& s) const;
   void store_output(const Tile& t, const State& s, Rows out) const;
   size_t chunks(const Tile& t) const;
-  void run_tiles(size_t layer, const RowParts& rows, int64_t window, Rows q, Rows out);
+  void run_tiles(size_t layer, int64_t window, Rows q, Rows out);
   void run_tile(const Tile& t, size_t layer, int64_t window, Rows q, Rows out, size_t thread);
   void run_split(size_t layer, int64_t window, Rows q, Rows out);
 

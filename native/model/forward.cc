@@ -60,12 +60,30 @@ void Forward::run(const Batch& batch, const std::function<bool()>& stop) {
     ropes_.fill(batch, pool_);
     embed(batch);
   }
+  shape(batch.rows());
+  attention_.begin(batch);
+  const RowParts parts(batch.rows(), pool_);
   for (size_t layer = 0; layer < desc_.layers.size(); ++layer) {
     if (stop && stop()) throw Cancelled("step cancelled before layer " + std::to_string(layer));
-    attention_block(batch, layer);
-    ffn_block(batch, layer);
+    run_layer(batch, layer, parts);
   }
   head(batch);
+}
+
+void Forward::shape(size_t rows) {
+  xq_.shape(rows, desc_.hidden);
+  attnq_.shape(rows, desc_.heads * desc_.head_dim);
+  hq_.shape(rows, desc_.ffn);
+}
+
+// Where rows are shared out, threads meet twice a layer: no token attends before all keys are there.
+void Forward::run_layer(const Batch& batch, size_t layer, const RowParts& parts) {
+  parts.each(pool_, [&](const Share& share) { project(batch, layer, share); });
+  parts.each(pool_, [&](const Share& share) {
+    attention_block(batch, layer, share);
+    if (!ffn_) ffn_block(batch, layer, share);
+  });
+  if (ffn_) ffn_block(batch, layer, {});
 }
 
 void Forward::embed(const Batch& batch) {
@@ -95,15 +113,15 @@ void Forward::norm(const Vector& w, const Vector& b, const float* x, float* y) c
     k_.layer_norm(x, weight, b.empty() ? nullptr : b.data(), desc_.norm_eps, desc_.hidden, y);
 }
 
-Input Forward::normed(const Vector& w, const Vector& b, size_t n) {
+Input Forward::normed(const Vector& w, const Vector& b, size_t n, const Share& share) {
   if (w.empty()) return {x_, &xq_, n};
-  RowParts(n, pool_).each_row(pool_, [&](size_t t) { norm(w, b, x_.row(t), xn_.row(t)); });
+  each_row(n, share, pool_, [&](size_t t) { norm(w, b, x_.row(t), xn_.row(t)); });
   return {xn_, &xq_, n};
 }
 
-void Forward::add_block(const Vector& post_norm, size_t n) {
+void Forward::add_block(const Vector& post_norm, size_t n, const Share& share) {
   if (adds_directly(post_norm)) return;
-  RowParts(n, pool_).each_row(pool_, [&](size_t t) {
+  each_row(n, share, pool_, [&](size_t t) {
     float* y = y_.row(t);
     if (!post_norm.empty()) norm(post_norm, {}, y, y);
     if (desc_.residual_scale != 1.0f)
@@ -112,37 +130,42 @@ void Forward::add_block(const Vector& post_norm, size_t n) {
   });
 }
 
-void Forward::attention_block(const Batch& batch, size_t layer) {
+void Forward::project(const Batch& batch, size_t layer, const Share& share) {
   const trace::Span span("attention", static_cast<uint32_t>(layer));
   const LayerWeights& w = weights_.layers[layer];
-  const size_t n = batch.rows();
-  const Input in = normed(w.attn_norm, w.attn_norm_bias, n);
-  linear_.prepare(in, desc_.hidden, {&w.q, &w.k, &w.v});
+  const Input in = normed(w.attn_norm, w.attn_norm_bias, batch.rows(), share);
+  linear_.prepare(in, desc_.hidden, {&w.q, &w.k, &w.v}, share);
   const Product qkv[] = {{&w.q, &w.q_bias, q_}, {&w.k, &w.k_bias, kx_}, {&w.v, &w.v_bias, vx_}};
-  linear_.run(in, qkv);
-  attention_.run(batch, layer, w, ropes_, q_, kx_, vx_, attn_);
-  const Input out{attn_, &attnq_, n};
-  linear_.prepare(out, desc_.heads * desc_.head_dim, {&w.o});
-  const Product o[] = {{&w.o, &w.o_bias, y_, adds_directly(w.attn_post_norm) ? &x_ : nullptr}};
-  linear_.run(out, o);
-  add_block(w.attn_post_norm, n);
+  linear_.run(in, qkv, share);
+  attention_.store(batch, layer, w, ropes_, q_, kx_, vx_, share);
 }
 
-void Forward::ffn_block(const Batch& batch, size_t layer) {
+void Forward::attention_block(const Batch& batch, size_t layer, const Share& share) {
+  const trace::Span span("attention", static_cast<uint32_t>(layer));
+  const LayerWeights& w = weights_.layers[layer];
+  attention_.attend(layer, q_, attn_, share);
+  const Input out{attn_, &attnq_, batch.rows()};
+  linear_.prepare(out, desc_.heads * desc_.head_dim, {&w.o}, share);
+  const Product o[] = {{&w.o, &w.o_bias, y_, adds_directly(w.attn_post_norm) ? &x_ : nullptr}};
+  linear_.run(out, o, share);
+  add_block(w.attn_post_norm, batch.rows(), share);
+}
+
+void Forward::ffn_block(const Batch& batch, size_t layer, const Share& share) {
   const trace::Span span("ffn", static_cast<uint32_t>(layer));
   const size_t n = batch.rows();
   const LayerWeights& w = weights_.layers[layer];
-  Input in = normed(w.ffn_norm, w.ffn_norm_bias, n);
+  Input in = normed(w.ffn_norm, w.ffn_norm_bias, n, share);
   if (record_.inputs)
-    for (size_t t = 0; t < n; ++t) record_.keep_input(t, layer, in.f.row(t));
-  if (const float floor = desc_.layers[layer].floor.input; floor > 0.0f) in = without_small(in, floor);
-  ffn_ ? outer_ffn(layer, in, batch.draft) : dense_ffn(layer, in);
-  add_block(w.ffn_post_norm, n);
+    for (size_t t = share.begin_row(); t < share.end_row(n); ++t) record_.keep_input(t, layer, in.f.row(t));
+  if (const float floor = desc_.layers[layer].floor.input; floor > 0.0f) in = without_small(in, floor, share);
+  ffn_ ? outer_ffn(layer, in, batch.draft) : dense_ffn(layer, in, share);
+  add_block(w.ffn_post_norm, n, share);
 }
 
 // The rows in xn, with 0 for what is below the floor.
-Input Forward::without_small(const Input& in, float floor) {
-  for (size_t t = 0; t < in.rows; ++t) {
+Input Forward::without_small(const Input& in, float floor, const Share& share) {
+  for (size_t t = share.begin_row(); t < share.end_row(in.rows); ++t) {
     if (in.f.data != xn_.data) std::memcpy(xn_.row(t), in.f.row(t), desc_.hidden * sizeof(float));
     drop_below(floor, desc_.hidden, xn_.row(t));
   }
@@ -159,40 +182,35 @@ void Forward::outer_ffn(size_t layer, const Input& in, bool draft) {
   }
 }
 
-void Forward::dense_ffn(size_t layer, const Input& in) {
+void Forward::dense_ffn(size_t layer, const Input& in, const Share& share) {
   const LayerWeights& w = weights_.layers[layer];
-  linear_.prepare(in, desc_.hidden, {&w.up, &w.gate});
-  hq_.shape(in.rows, desc_.ffn);
+  linear_.prepare(in, desc_.hidden, {&w.up, &w.gate}, share);
   const size_t units = pad_to(w.up.row_blocks(), kUnitBlocks) / kUnitBlocks;
   const size_t unit_bytes = kUnitBlocks * w.up.row_block_bytes() * (desc_.gated ? 2 : 1);
-  const RowParts rows(in.rows, pool_);
-  const size_t chunk = chunk_blocks(units, unit_bytes, in.rows, rows.split() ? 1 : pool_.size());
-  const size_t scratch = kTile * chunk * kColBlock;
-  for (auto& s : up_scratch_) s.resize(std::max(s.size(), scratch));
-  if (rows.split()) {
-    pool_.parallel_parts(rows.parts(), [&](size_t part, size_t thread) {
-      for (size_t begin = 0; begin < units; begin += chunk)
-        ffn_units(layer, in, begin, std::min(units, begin + chunk), {part, rows.parts()},
-                  up_scratch_[thread].data());
-    });
-  } else {
-    pool_.parallel_for(units, chunk, [&](size_t begin, size_t end, size_t thread) {
-      ffn_units(layer, in, begin, end, {}, up_scratch_[thread].data());
-    });
-  }
+  const size_t chunk = chunk_blocks(units, unit_bytes, in.rows, share.alone() ? 1 : pool_.size());
+  const auto compute = [&](size_t begin, size_t end, size_t thread) {
+    std::vector<float>& up = up_scratch_[thread];
+    up.resize(std::max(up.size(), kTile * chunk * kColBlock));
+    ffn_units(layer, in, begin, end, share, up.data());
+  };
+  if (share.alone())
+    for (size_t begin = 0; begin < units; begin += chunk)
+      compute(begin, std::min(units, begin + chunk), share.thread);
+  else
+    pool_.parallel_for(units, chunk, compute);
   const Input out{h_, &hq_, in.rows};
   const Product down[] = {{&w.down, &w.down_bias, y_, adds_directly(w.ffn_post_norm) ? &x_ : nullptr}};
-  linear_.run(out, down);
+  linear_.run(out, down, share);
 }
 
 // h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), and its int8 copy.
-void Forward::ffn_units(size_t layer, const Input& in, size_t begin, size_t end, TileRange tiles,
+void Forward::ffn_units(size_t layer, const Input& in, size_t begin, size_t end, const Share& share,
                         float* scratch) {
   const LayerWeights& w = weights_.layers[layer];
   const size_t block = begin * kUnitBlocks, blocks = std::min(end * kUnitBlocks, w.up.row_blocks()) - block;
   const size_t first = begin * kColBlock, width = blocks * kRowBlock;
   const size_t count = std::min(end * kColBlock, w.up.rows) - first;
-  for (size_t i = tiles.first; i * kTile < in.rows; i += tiles.step) {
+  for (size_t i = share.first; i * kTile < share.end_row(in.rows); ++i) {
     float* h = h_.row(i * kTile) + first;
     if (desc_.gated) {
       linear_.tile(w.gate, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));

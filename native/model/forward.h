@@ -29,18 +29,22 @@ class Forward {
  private:
   Rows rows(size_t cols);
   void embed(const Batch& batch);
-  void attention_block(const Batch& batch, size_t layer);
-  void ffn_block(const Batch& batch, size_t layer);
-  Input without_small(const Input& in, float floor);
-  void dense_ffn(size_t layer, const Input& in);
+  void shape(size_t rows);
+  void run_layer(const Batch& batch, size_t layer, const RowParts& parts);
+  // The stages of a layer: q, k and v into the cache; what attention adds to x; what the FFN adds to x.
+  void project(const Batch& batch, size_t layer, const Share& share);
+  void attention_block(const Batch& batch, size_t layer, const Share& share);
+  void ffn_block(const Batch& batch, size_t layer, const Share& share);
+  Input without_small(const Input& in, float floor, const Share& share);
+  void dense_ffn(size_t layer, const Input& in, const Share& share);
   void outer_ffn(size_t layer, const Input& in, bool draft);
-  void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, TileRange tiles, float* scratch);
+  void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, const Share& share, float* scratch);
   void finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up);
   void norm(const Vector& w, const Vector& b, const float* x, float* y) const;
   // xn = norm(x) (or x itself where there is no norm) of n rows.
-  Input normed(const Vector& w, const Vector& b, size_t n);
+  Input normed(const Vector& w, const Vector& b, size_t n, const Share& share);
   // x += post_norm(y) * residual_scale, where y was not added by the product already.
-  void add_block(const Vector& post_norm, size_t n);
+  void add_block(const Vector& post_norm, size_t n, const Share& share);
   bool adds_directly(const Vector& post_norm) const {
     return post_norm.empty() && desc_.residual_scale == 1.0f;
   }

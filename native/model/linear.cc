@@ -21,6 +21,11 @@ kernels::Kernels::MatmulF float_kernel(const kernels::Kernels& k, Format f) {
   return f == Format::f16 ? k.matmul_f16 : f == Format::bf16 ? k.matmul_bf16 : k.matmul_f32;
 }
 
+// Some 2 us of one core's stream from memory: to take less from another thread costs more than it gains.
+constexpr size_t kLeastChunkBytes = size_t{64} << 10;
+// Weights that stay in a core's L2 beside activations, from one tile of tokens to the next.
+constexpr size_t kTileChunkBytes = size_t{256} << 10;
+
 size_t tile_rows(const Input& in, size_t tile) { return std::min(kTile, in.rows - tile * kTile); }
 
 }  // namespace
@@ -35,19 +40,21 @@ QuantizedRows::QuantizedRows(size_t max_rows, size_t max_cols) {
 }
 
 size_t chunk_blocks(size_t blocks, size_t block_bytes, size_t rows, size_t threads) {
-  const size_t fair = std::max<size_t>(1, blocks / (threads * 8));
-  if (rows <= kTile) return fair;
-  return std::clamp<size_t>((size_t{512} << 10) / block_bytes, 1, fair);
+  const size_t each = (blocks + threads - 1) / threads;
+  if (rows > kTile)
+    return std::clamp<size_t>(kTileChunkBytes / block_bytes, 1, std::max<size_t>(1, each / 8));
+  const size_t chunks = std::clamp<size_t>(each * block_bytes / kLeastChunkBytes, 1, 8);
+  return (each + chunks - 1) / chunks;
 }
 
-void Linear::prepare(const Input& in, size_t cols, std::initializer_list<const Matrix*> readers) {
+void Linear::prepare(const Input& in, size_t cols, std::initializer_list<const Matrix*> readers,
+                     const Share& share) {
   const bool needed = std::any_of(readers.begin(), readers.end(),
                                   [](const Matrix* m) { return *m && quant::is_quantized(m->format); });
   if (!needed) return;
-  in.q->shape(in.rows, cols);
-  RowParts(in.rows, pool_).each_row(pool_, [&](size_t t) {
-    k_.quantize(in.f.row(t), cols, in.q->tile(t / kTile), t % kTile);
-  });
+  if (!share.alone()) in.q->shape(in.rows, cols);
+  each_row(in.rows, share, pool_,
+           [&](size_t t) { k_.quantize(in.f.row(t), cols, in.q->tile(t / kTile), t % kTile); });
 }
 
 void Linear::tile(const Matrix& w, size_t block, size_t blocks, const Input& in, size_t tile, float* out,
@@ -61,9 +68,10 @@ void Linear::tile(const Matrix& w, size_t block, size_t blocks, const Input& in,
   }
 }
 
-void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t end, TileRange tiles) const {
+void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t end,
+                        const Share& share) const {
   const size_t first = begin * kRowBlock, last = std::min(end * kRowBlock, p.w->rows);
-  for (size_t i = tiles.first; i * kTile < in.rows; i += tiles.step) {
+  for (size_t i = share.first; i * kTile < share.end_row(in.rows); ++i) {
     tile(*p.w, begin, end - begin, in, i, p.out.row(i * kTile) + first, static_cast<ptrdiff_t>(p.out.ld));
     for (size_t t = i * kTile; t < i * kTile + tile_rows(in, i); ++t) {
       float* y = p.out.row(t) + first;
@@ -73,31 +81,33 @@ void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t 
   }
 }
 
-void Linear::run(const Input& in, std::span<const Product> products) {
+// Row blocks [begin, end) of the products, counted through all of them.
+void Linear::run_products(const Input& in, std::span<const Product> products, size_t begin, size_t end,
+                          const Share& share) const {
+  size_t base = 0;
+  for (const Product& p : products) {
+    const size_t n = p.w->row_blocks(), from = std::max(begin, base), to = std::min(end, base + n);
+    if (from < to) run_blocks(in, p, from - base, to - base, share);
+    base += n;
+  }
+}
+
+void Linear::run(const Input& in, std::span<const Product> products, const Share& share) {
   const trace::Span span("matmul");
   size_t total = 0, bytes = 0;
   for (const Product& p : products) {
     total += p.w->row_blocks();
     bytes = std::max(bytes, p.w->row_block_bytes());
   }
-  const RowParts rows(in.rows, pool_);
-  const auto compute = [&](size_t begin, size_t end, TileRange tiles) {
-    size_t base = 0;
-    for (const Product& p : products) {
-      const size_t n = p.w->row_blocks(), from = std::max(begin, base), to = std::min(end, base + n);
-      if (from < to) run_blocks(in, p, from - base, to - base, tiles);
-      base += n;
-    }
+  const auto alone = [&](const Share& mine) {
+    const size_t chunk = chunk_blocks(total, bytes, in.rows, 1);
+    for (size_t begin = 0; begin < total; begin += chunk)
+      run_products(in, products, begin, std::min(total, begin + chunk), mine);
   };
-  const size_t chunk = chunk_blocks(total, bytes, in.rows, rows.split() ? 1 : pool_.size());
-  if (rows.split()) {
-    pool_.parallel_parts(rows.parts(), [&](size_t part, size_t) {
-      for (size_t begin = 0; begin < total; begin += chunk)
-        compute(begin, std::min(total, begin + chunk), {part, rows.parts()});
-    });
-  } else {
-    pool_.parallel_for(total, chunk, [&](size_t begin, size_t end, size_t) { compute(begin, end, {}); });
-  }
+  if (share.alone()) return alone(share);
+  if (const RowParts parts(in.rows, pool_); parts.split()) return parts.each(pool_, alone);
+  pool_.parallel_for(total, chunk_blocks(total, bytes, in.rows, pool_.size()),
+                     [&](size_t begin, size_t end, size_t) { run_products(in, products, begin, end, {}); });
 }
 
 }  // namespace hotset::model

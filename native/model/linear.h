@@ -28,22 +28,25 @@ class Linear {
  public:
   Linear(const kernels::Kernels& k, ThreadPool& pool) : k_(k), pool_(pool) {}
 
-  // Quantizes rows of `in` if one of `readers` needs it.
-  void prepare(const Input& in, size_t cols, std::initializer_list<const Matrix*> readers);
+  // Quantizes rows of `in` if one of `readers` needs it. With a share of one thread, in.q has its shape.
+  void prepare(const Input& in, size_t cols, std::initializer_list<const Matrix*> readers,
+               const Share& share = {});
   // Computes several products of one input in one phase.
-  void run(const Input& in, std::span<const Product> products);
+  void run(const Input& in, std::span<const Product> products, const Share& share = {});
   // Rows [16 * block, 16 * (block + blocks)) of W for one tile of tokens, into out[t * ldo + row].
   void tile(const Matrix& w, size_t block, size_t blocks, const Input& in, size_t tile, float* out,
             ptrdiff_t ldo) const;
 
  private:
-  void run_blocks(const Input& in, const Product& p, size_t begin, size_t end, TileRange tiles) const;
+  void run_blocks(const Input& in, const Product& p, size_t begin, size_t end, const Share& share) const;
+  void run_products(const Input& in, std::span<const Product> products, size_t begin, size_t end,
+                    const Share& share) const;
   const kernels::Kernels& k_;
   ThreadPool& pool_;
 };
 
 // Row blocks that one thread takes at a time: enough chunks that threads end together, few enough that a
-// chunk is a long stream; for many tokens no more than stays in half of a 1 MiB L2 beside the activations.
+// chunk is a long stream; for many tokens no more than stays in an L2 cache beside the activations.
 size_t chunk_blocks(size_t blocks, size_t block_bytes, size_t rows, size_t threads);
 
 }  // namespace hotset::model

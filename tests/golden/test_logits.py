@@ -202,6 +202,26 @@ def test_threads_change_no_bit(name: str, isa: str, stores: OpenStore) -> None:
     np.testing.assert_array_equal(one, three)
 
 
+@pytest.mark.parametrize("fmt", ["f32", "q8_0"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_prompts_shared_out_by_rows_change_no_bit(fmt: str, threads: int, stores: OpenStore) -> None:
+    """Enough tokens that each thread owns some; numbers of them that fill no tile, in sequences that begin amid one."""
+    vector = load("llama")
+    config = replace(vector.model.config, context=512)
+    tokens = np.random.default_rng(0).integers(3, config.vocab, 301).tolist()
+    store = stores("llama", fmt)
+    _, want = prompt(engine(store, ISAS[-1], threads=1, config=config), tokens, 16)
+    core = engine(store, ISAS[-1], threads=threads, config=config)
+    for chunk in (301, 129, 200):
+        seq, rows = prompt(core, tokens, chunk)
+        np.testing.assert_array_equal(rows, want, err_msg=f"chunks of {chunk}")
+        core.sequence_free(seq)
+    a, b = core.sequence_new(), core.sequence_new()
+    first, second = step(core, [(a, tokens[:37]), (b, tokens[:250])])
+    np.testing.assert_array_equal(first, want[:37])
+    np.testing.assert_array_equal(second, want[:250])
+
+
 @pytest.mark.parametrize("fmt", ["f32", "f16"])
 def test_other_exact_weight_formats(fmt: str, isa: str, stores: OpenStore) -> None:
     name = "llama_linear"  # its weights are f16

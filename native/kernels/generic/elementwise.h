@@ -154,7 +154,7 @@ size_t argmax(const float* x, size_t n) {
 }
 
 template <class V>
-float largest_magnitude(const float* x, size_t n) {
+HOTSET_INLINE float largest_magnitude(const float* x, size_t n) {
   using F = typename V::F;
   return V::max_lane(reduce<V>(
       x, n, V::zero(), 0.0f, [](F acc, F v) { return V::max(V::max(v, V::sub(V::zero(), v)), acc); },
@@ -170,7 +170,7 @@ struct Quantized {
 // overflows. With a NaN or infinity in x, q and sum are 0 and the scale is NaN, so that it shows in every
 // product.
 template <class V>
-Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
+HOTSET_INLINE Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
   using F = typename V::F;
   const float top = largest_magnitude<V>(x, n),
               inverse = top > 1e-35f && top < __builtin_inff() ? 127.0f / top : 0.0f;
