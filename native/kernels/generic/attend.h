@@ -5,6 +5,8 @@
 
 namespace hotset::kernels::generic {
 
+constexpr size_t kPrefetchAhead = 4096;  // bytes; keys and values of a page are one stream
+
 template <class V>
 struct PageF16 {
   using Element = uint16_t;
@@ -70,7 +72,12 @@ HOTSET_INLINE void page_scores(const PageView<P>& page, const float* const* q, s
     for (size_t d = 0; d < hd; ++d) {
       F keys[C];
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) keys[c] = P::load(page.keys + d * kPage + t + c * V::kLanes);
+      for (int c = 0; c < C; ++c) {
+        const auto* from = page.keys + d * kPage + t + c * V::kLanes;
+        if (c * V::kLanes * sizeof(*from) % 64 == 0)
+          __builtin_prefetch(reinterpret_cast<const char*>(from) + kPrefetchAhead);
+        keys[c] = P::load(from);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < Q; ++i) {
         const F query = V::set(q[i][d]);
@@ -131,7 +138,12 @@ HOTSET_INLINE void add_values(const PageView<P>& page, float (*weights)[kPage], 
   for (size_t t = begin; t < end; ++t) {
     F values[C];
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) values[c] = P::load(page.values + t * hd + d + c * V::kLanes);
+    for (int c = 0; c < C; ++c) {
+      const auto* from = page.values + t * hd + d + c * V::kLanes;
+      if (c * V::kLanes * sizeof(*from) % 64 == 0)
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + kPrefetchAhead);
+      values[c] = P::load(from);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < Q; ++i) {
       const F weight = V::set(weights[i][t]);
