@@ -1,7 +1,8 @@
 // A drive that misbehaves on a schedule: what it does may end a run with an error, never with wrong text.
 // Tests only.
 //
-// Backend "fault:KIND:SEED:RATE": each transfer is hit with probability RATE, drawn from SEED.
+// Backend "fault:KIND:SEED:RATE": each transfer is hit with probability RATE, drawn from SEED and the number
+// of readers opened before.
 //   short    stops early, and what follows in memory is garbage; a second try succeeds
 //   cut      stops early whenever it is tried: the file looks truncated
 //   error    fails with EIO, and so does the second try
@@ -9,6 +10,7 @@
 //   corrupt  one bit is wrong and nobody says so
 //   slow     takes up to 5 ms longer
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -43,11 +45,16 @@ Schedule parse(const std::string& backend) {
   return s;
 }
 
+// A reader opened after an error must not fail at the same read for ever, so each has a schedule of its own.
+std::atomic<uint64_t> readers{0};
+
 // Reads when a completion is asked for, in a random order, in the caller's thread.
 class FaultReader final : public QueueReader {
  public:
   FaultReader(File file, const ReaderOptions& options)
-      : QueueReader(std::move(file), options), schedule_(parse(options.backend)), rng_(schedule_.seed) {}
+      : QueueReader(std::move(file), options),
+        schedule_(parse(options.backend)),
+        rng_(schedule_.seed + readers.fetch_add(1)) {}
   const char* backend() const override { return "fault"; }
 
  private:

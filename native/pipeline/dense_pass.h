@@ -7,6 +7,7 @@
 // sparse path whose candidates are all neurons, whatever the pieces, the other tokens and the threads.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "base/memory.h"
@@ -35,6 +36,8 @@ class DensePass {
   void add(const Piece& piece, const model::Input& in, ThreadPool& pool, model::Rows y,
            model::Record& record);
   void end(size_t rows, ThreadPool& pool, model::Rows y);
+  // Neurons of the piece added last, counted from its first, whose product for a token was not zero.
+  std::span<const uint16_t> active(size_t token) { return {index(token), active_[token]}; }
   size_t bytes() const { return lanes_.bytes() + product_memory_.size() + index_memory_.size(); }
 
  private:

@@ -135,6 +135,8 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
   const uint8_t* block = cache_.hot_block(layer).data();
   const model::Matrix* gate = gate_known_ ? predictor_->gate(layer) : nullptr;
   dense_.begin(in, gate_known_, pool, y);
+  cache_.begin();
+  size_t room = cache_.slots() / file_.layers();  // neurons that may be kept
   for (size_t first = 0; first < hot; first += kPieceNeurons) {
     const size_t count = std::min(kPieceNeurons, hot - first);
     dense_.add({layer, block + first * held_bytes_, held_bytes_, first, count, gate}, in, pool, y, *record_);
@@ -150,9 +152,25 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
       });
     }
     dense_.add({layer, read.data, stride, first, read.count, gate}, in, pool, y, *record_);
+    warm(layer, read, in.rows, room);
     first += read.count;
   }
   dense_.end(in.rows, pool, y);
+}
+
+// Keeps what the last tokens used as it streams by, for the tokens that come next; a layer gets its share of
+// slots.
+void SparseFfn::warm(size_t layer, const LayerStream::Piece& piece, size_t rows, size_t& room) {
+  const trace::Span span("warm");
+  for (size_t t = rows - std::min(rows, kWarmRows); t < rows; ++t)
+    for (const uint16_t i : dense_.active(t)) {
+      const auto neuron = static_cast<uint32_t>(piece.first + i);
+      if (room == 0 || cache_.find(layer, neuron)) continue;
+      uint8_t* place = cache_.admit(layer, neuron);
+      if (!place) return;
+      std::memcpy(place, piece.data + i * file_.layout.stride, held_bytes_);
+      --room;
+    }
 }
 
 SparseCounters SparseFfn::counters() const {

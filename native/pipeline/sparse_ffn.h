@@ -85,6 +85,8 @@ class SparseFfn : public model::Ffn {
   // Reads that the calling thread sends before the others compute, and between two chunks of its own.
   static constexpr size_t kFirstReads = 16, kMoreReads = 16;
   static constexpr size_t kNoLayer = SIZE_MAX;
+  static constexpr size_t kWarmRows =
+      8;  // of a prompt, whose neurons are kept: three of four of a token's were used in the last five
   void load_hot();
   void run_sparse(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void step(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
@@ -102,6 +104,7 @@ class SparseFfn : public model::Ffn {
   void check(size_t layer, const List& list, ThreadPool& pool) const;
   void record(size_t layer, const List& list, size_t rows);
   void sum_down(const Chosen& c, size_t rows, ThreadPool& pool, model::Rows y);
+  void warm(size_t layer, const LayerStream::Piece& piece, size_t rows, size_t& room);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to);
 
