@@ -24,10 +24,10 @@ CXX_FILES = $(shell git ls-files -co --exclude-standard 'native/*.cc' 'native/*.
 PY_DIRS := src tests scripts bench
 
 .PHONY: help demo demo-chat dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-sparse bench-start bench-ppl \
-  report clean
+  bench-micro check-instructions report clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 # --- environments: a stamp file says what is up to date ------------------------------------------------
 $(BIN)/python:
@@ -108,6 +108,12 @@ bench-start: $(VENV)/dev  ## start to first token of `hotset run`, and its memor
 
 bench-ppl: $(VENV)/dev  ## perplexity against llama.cpp: make bench-ppl TEXT=file
 	$(BIN)/python -m bench.ppl $(TEXT)
+
+bench-micro: $(VENV)/dev  ## rates of the kernels beside this host's memory and int8 peak, and the roofline plot
+	$(BIN)/python -m bench.roofline
+
+check-instructions: $(VENV)/dev  ## kernels take no more instructions than before; needs valgrind
+	$(BIN)/python -m bench.instructions
 
 report: $(VENV)/dev  ## tables of the newest results into README.md
 	$(BIN)/python -m bench.report

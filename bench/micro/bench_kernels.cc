@@ -12,6 +12,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "base/memory.h"
 #include "kernels/kernels.h"
 
@@ -157,6 +161,31 @@ void bench_vectors(const Options& options, const Kernels& k) {
   bench_elementwise(options, k, "logsumexp", n, [&] { k.logsumexp(x.data(), n, &max, &lse); });
 }
 
+// What the int8 dot product of this ISA can do at most: a loop of independent chains on registers.
+#if defined(__x86_64__)
+__attribute__((target("avx512f,avx512vnni"))) double int8_peak_vnni(double seconds) {
+  constexpr int kChains = 16, kLoops = 4096;
+  const double s = best_time_s(seconds, [] __attribute__((target("avx512f,avx512vnni"))) {
+    __m512i sums[kChains] = {};
+    const __m512i a = _mm512_set1_epi8(1);
+    for (int i = 0; i < kLoops; ++i)
+#pragma GCC unroll 16
+      for (int c = 0; c < kChains; ++c) {
+        sums[c] = _mm512_dpbusd_epi32(sums[c], a, a);
+        asm volatile("" : "+v"(sums[c]));
+      }
+  });
+  return 64.0 * kChains * kLoops / s;
+}
+#endif
+
+void print_int8_peak(const Options& options, const Kernels& k) {
+#if defined(__x86_64__)
+  if (std::string(k.isa) == "avx512vnni")
+    std::printf("%-12s peak int8 %7.1f GMAC/s\n", k.isa, int8_peak_vnni(options.seconds) * 1e-9);
+#endif
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -181,6 +210,7 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < count; ++i) {
     if (!isas[i].supported || (!options.isa.empty() && options.isa != isas[i].name)) continue;
     const Kernels& k = *isas[i].kernels;
+    print_int8_peak(options, k);
     for (const Format f : kFormats) {
       bench_matmul(options, k, f, "cache", cache_bytes, 4096, weights);
       if (options.dram_mib > 1) bench_matmul(options, k, f, "dram", weights.size(), 4096, weights);

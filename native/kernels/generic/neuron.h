@@ -90,15 +90,16 @@ template <class V>
 void quantize_lanes(const float* x, const LaneVector& v) {
   const size_t groups = BlockCount(v.cols).all() * kLaneGroups;
   for (size_t g = 0; g < groups; ++g) {
-    float group[quant::kGroup];
+    float padded[quant::kGroup] = {};
     int8_t q[quant::kGroup];
     const size_t first = g * quant::kGroup, block = g / kLaneGroups * v.stride, lane = g % kLaneGroups;
-    for (size_t i = 0; i < quant::kGroup; ++i) group[i] = first + i < v.cols ? x[first + i] : 0.0f;
-    const Quantized quantized = quantize_absmax<V>(group, quant::kGroup, q);
+    const bool whole = first + quant::kGroup <= v.cols;
+    for (size_t i = first; !whole && i < v.cols; ++i) padded[i - first] = x[i];
+    const Quantized quantized = quantize_absmax<V>(whole ? x + first : padded, quant::kGroup, q);
     v.d[block * kLaneGroups + lane] = quantized.scale;
     v.s[block * kLaneGroups + lane] = quantized.sum;
     int8_t* to = v.q + block * kBlockCols + lane * 4;
-    for (size_t i = 0; i < quant::kGroup; ++i) to[i / 4 * kLaneGroups * 4 + i % 4] = q[i];
+    for (size_t j = 0; j < quant::kGroup / 4; ++j) __builtin_memcpy(to + j * kLaneGroups * 4, q + j * 4, 4);
   }
 }
 

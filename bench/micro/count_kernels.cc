@@ -1,0 +1,106 @@
+// Runs one kernel a given number of times on fixed input, to be counted by callgrind (bench/instructions.py):
+// what two runs of different length differ by is the kernel alone.
+//
+//   count_kernels KERNEL REPEATS      count_kernels --list
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "pipeline/lane_rows.h"
+#include "quant/codec.h"
+
+namespace {
+
+using namespace hotset;
+using kernels::Kernels;
+using quant::Format;
+
+constexpr size_t kHidden = 4096, kNeurons = 32, kRows = 16, kBlocks = kHidden / 512;
+
+struct Work {
+  const Kernels& k = kernels::select();
+  std::vector<float> x = std::vector<float>(kHidden * kRows, 0.3f);
+  std::vector<float> y = std::vector<float>(kHidden * kRows);
+  std::vector<uint8_t> weights =
+      std::vector<uint8_t>(kNeurons * quant::vector_bytes(Format::q8_0, kHidden), 0x21);
+  std::vector<int8_t> q = std::vector<int8_t>(kHidden * kRows);
+  std::vector<float> d = std::vector<float>(kHidden / 32 * kRows);
+  std::vector<int32_t> s = std::vector<int32_t>(kHidden / 32 * kRows);
+  std::vector<uint32_t> first;
+  std::vector<uint16_t> tokens;
+  pipeline::LaneRows lanes{kRows, kHidden};
+
+  Work() {
+    for (size_t t = 0; t < kRows; ++t) {
+      k.quantize_lanes(x.data(), lanes.row(t));
+      k.quantize(x.data(), kHidden, tile(kRows), t);
+    }
+    for (size_t i = 0; i <= kNeurons; ++i) first.push_back(static_cast<uint32_t>(4 * i));
+    for (size_t i = 0; i < 4 * kNeurons; ++i) tokens.push_back(static_cast<uint16_t>(i * 5 % kRows));
+  }
+  kernels::QTile tile(size_t n) { return {q.data(), d.data(), s.data(), n}; }
+  std::vector<const uint8_t*> vectors(Format f) const {
+    std::vector<const uint8_t*> out;
+    for (size_t i = 0; i < kNeurons; ++i) out.push_back(weights.data() + i * quant::vector_bytes(f, kHidden));
+    return out;
+  }
+};
+
+void add_format(std::map<std::string, std::function<void(Work&)>>& all, Format f) {
+  const std::string name(quant::name(f));
+  const bool four = f == Format::q4_0;
+  for (const size_t rows : {size_t{1}, kRows}) {
+    const std::string n = name + "_" + std::to_string(rows);
+    all["dot_neurons_" + n] = [=](Work& w) {
+      (four ? w.k.dot_neurons_q4_0 : w.k.dot_neurons_q8_0)(w.vectors(f).data(), kNeurons, w.lanes.row(0),
+                                                           rows, w.y.data());
+    };
+    all["matmul_" + n] = [=](Work& w) {
+      (four ? w.k.matmul_q4_0 : w.k.matmul_q8_0)(w.weights.data(), 2, kHidden / quant::kColBlock,
+                                                 w.tile(rows), w.y.data(), 32);
+    };
+  }
+  all["dot_pairs_" + name] = [=](Work& w) {
+    (four ? w.k.dot_pairs_q4_0 : w.k.dot_pairs_q8_0)(w.vectors(f).data(), kNeurons, w.lanes.row(0),
+                                                     w.first.data(), w.tokens.data(), w.y.data());
+  };
+  all["sum_neurons_" + name] = [=](Work& w) {
+    (four ? w.k.sum_neurons_q4_0 : w.k.sum_neurons_q8_0)(w.vectors(f).data(), w.x.data(), kNeurons, kHidden,
+                                                         0, kBlocks, w.y.data());
+  };
+}
+
+std::map<std::string, std::function<void(Work&)>> kernels_by_name() {
+  std::map<std::string, std::function<void(Work&)>> all;
+  add_format(all, Format::q4_0);
+  add_format(all, Format::q8_0);
+  all["quantize"] = [](Work& w) { w.k.quantize(w.x.data(), kHidden, w.tile(1), 0); };
+  all["quantize_lanes"] = [](Work& w) { w.k.quantize_lanes(w.x.data(), w.lanes.row(0)); };
+  all["order_sums"] = [](Work& w) { w.k.order_sums(kHidden, 0, kBlocks, w.y.data()); };
+  all["rms_norm"] = [](Work& w) { w.k.rms_norm(w.x.data(), w.x.data(), 1e-5f, kHidden, w.y.data()); };
+  all["glu_silu"] = [](Work& w) {
+    w.k.glu(kernels::Activation::silu, 0, kernels::Activation::none, 0, w.x.data(), kHidden, w.y.data());
+  };
+  return all;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto all = kernels_by_name();
+  if (argc == 2 && std::string(argv[1]) == "--list") {
+    for (const auto& [name, run] : all) std::printf("%s\n", name.c_str());
+    return 0;
+  }
+  const auto chosen = argc == 3 ? all.find(argv[1]) : all.end();
+  if (chosen == all.end()) {
+    std::fprintf(stderr, "usage: count_kernels KERNEL REPEATS | --list\n");
+    return 2;
+  }
+  Work work;
+  for (int i = std::atoi(argv[2]); i > 0; --i) chosen->second(work);
+}
