@@ -157,7 +157,7 @@ def test_plans_that_do_not_belong_here(packed: Path, unprofiled: Path, dense: Pa
         ({"hot": "x"}, UsageError, "hot=x: want a whole number"),
         ({"hot": 173}, UsageError, "a layer has 172 neurons"),
         ({"depth": 0}, UsageError, "at least 1"),
-        ({"predictor": "oracle"}, UsageError, "want all, gate or low-rank"),
+        ({"predictor": "oracle"}, UsageError, "want all, gate, low-rank or sketch"),
         ({"policy": "best"}, UsageError, "want lru, clock, lfu or window"),
         ({"cold_slots": 10**9}, MemoryBudgetError, "choose fewer"),
     ],
