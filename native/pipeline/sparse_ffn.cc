@@ -17,7 +17,9 @@ using quant::Format;
 
 namespace {
 
-constexpr size_t kRing = 3;
+// Pieces in flight: while hot neurons are loaded; and in a pass, whose hot neurons give the drive time to run
+// ahead.
+constexpr size_t kLoadRing = 3, kRing = 8;
 
 Rows make_rows(Buffer& memory, size_t rows, size_t cols) {
   const size_t ld = pad_to(cols, quant::kColBlock);
@@ -99,7 +101,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
 
 // In pieces, as memory may hold less of each bundle than the file.
 void SparseFfn::load_hot() {
-  LayerStream stream(file_, std::vector<uint32_t>(file_.layers(), 0), kPieceNeurons, kRing, options_.io);
+  LayerStream stream(file_, std::vector<uint32_t>(file_.layers(), 0), kPieceNeurons, kLoadRing, options_.io);
   for (size_t layer = 0; layer < file_.layers(); ++layer) {
     uint8_t* block = cache_.hot_block(layer).data();
     for (size_t first = 0; first < cache_.hot(layer); first += kPieceNeurons) {

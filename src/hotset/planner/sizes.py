@@ -8,7 +8,7 @@ from typing import Literal
 POLICIES = ("lru", "clock", "lfu", "window")  # native/cache/policy.h
 Predictor = Literal["all", "gate", "low-rank", "sketch"]
 PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
-_RING = 3  # pieces in flight
+_RING = 8  # pieces in flight
 _TILE = 16  # rows of scores
 # Of every neuron: place in the cache, checksums with and without gate, and the Python number that one was read as.
 _TABLE_BYTES = 4 + 4 + 4 + 44
