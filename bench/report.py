@@ -80,8 +80,11 @@ def bench(result: Result) -> str:
     return table([head, "decode, tokens/s", "moved per token", "memory bandwidth, measured", "share reached"], rows)
 
 
+_MODES = ("exact", "predicted")
+
+
 def sparse(result: Result) -> str:
-    compared = [r for r in result["summary"] if r["engine"] in ("exact", "predicted")]
+    compared = [r for r in result["summary"] if r["engine"].startswith(_MODES)]
     peer = {r["budget_gb"]: r["decode"] for r in result["summary"] if r["engine"] == "llama.cpp"}
     rows = [
         [_budget(r), r["engine"], _two(peer.get(r["budget_gb"])), _two(r["decode"]), _two(r["decode_ratio"]),
@@ -94,8 +97,10 @@ def sparse(result: Result) -> str:
     head = [f"memory in all, {model}", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "missed neurons",
             "P99 / mean", "share of bound", "planned, tokens/s", "prefill, tokens/s", "peak memory"]  # fmt: skip
     first = next(r["budget_gb"] for r in result["summary"])
-    steps = [r for r in result["summary"] if r["engine"] not in ("llama.cpp", "predicted") and r["decode"]]
-    ladder = [[r["engine"], _two(r["decode"])] for r in steps if r["budget_gb"] == first or r["engine"] == "all kept"]
+    steps = [r for r in result["summary"] if not r["engine"].startswith(("llama.cpp", *_MODES)) and r["decode"]]
+    planned = [r for r in compared if r["engine"].startswith("predicted") and r["budget_gb"] == first][:1]
+    climbed = [r for r in (*steps, *planned) if r["budget_gb"] == first or r["engine"] == "all kept"]
+    ladder = [[r["engine"], _two(r["decode"])] for r in climbed]
     shown = table(head, rows)
     if len(ladder) > 1:
         shown += "\n\n" + table([f"step, {first} GB (`all kept`: no limit)", "decode, tokens/s"], ladder)
