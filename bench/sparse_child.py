@@ -38,7 +38,7 @@ from hotset.tools.run_stats import bound
 DRAFTS = ("passes", "drafted", "accepted")
 COUNTERS = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
 STEPS = ("planned", "nothing predicted", "nothing kept", "hot prefix", "lru", "clock", "lfu", "all kept")
-_GROWTH = 16 << 20  # of the process between one plan and the next
+_GROWTH = 64 << 20  # of the process between one plan and the next
 _CHARACTERS = 12  # more than a token has on average; a whole book would take a tokenizer's memory from the budget
 
 
