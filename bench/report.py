@@ -23,8 +23,9 @@ def newest() -> dict[str, Result]:
     results = [
         json.loads(path.read_text()) | {"file": path.relative_to(ROOT).as_posix()} for path in RESULTS.glob("*.json")
     ]
+    dated = [result for result in results if "date" in result]  # a baseline is no result
     found: dict[str, Result] = {}
-    for result in sorted(results, key=lambda r: str(r["date"])):
+    for result in sorted(dated, key=lambda r: str(r["date"])):
         old = found.get(result["what"])
         if old and "peer" in result and "ratios" in result:
             models = {row["model"] for row in result["ratios"]}
