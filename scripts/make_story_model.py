@@ -18,8 +18,8 @@ from itertools import chain
 from pathlib import Path
 
 from hotset.cli.main import main as hotset
+from hotset.formats.text import documents
 from hotset.train.settings import DataSource
-from hotset.train.text import documents
 
 VOCAB = 4096
 END = "<|endoftext|>"

@@ -19,8 +19,8 @@ from typing import Any
 from hotset import LLM
 from hotset.cli.main import main as hotset
 from hotset.formats.files import read_json
+from hotset.formats.text import documents
 from hotset.tools.result import Series, record, write
-from hotset.train.text import documents
 
 DENSE = "q8_0"  # of everything but the neurons, a third of the weights
 NEURONS = "q4_0"

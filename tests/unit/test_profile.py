@@ -16,13 +16,14 @@ from hotset.errors import FormatError, HostError, HotsetError, InputError, Stora
 from hotset.formats import profile as file
 from hotset.formats.profile import BATCHES, LEAST_TOKENS, Profile, load_profile, read_profile, write_profile
 from hotset.formats.store import open_store
+from hotset.formats.text import documents
 from hotset.planner.statistics import reuse, union_counts
 from hotset.tools import profile_plot, profile_report
 from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 from hotset.tools.profile import ProfileOptions, profile
 from hotset.tools.profile_counts import Counter
-from hotset.tools.profile_text import documents, windows
+from hotset.tools.profile_text import windows
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = ROOT / "LICENSE"

@@ -14,11 +14,11 @@ import pytest
 from hotset.cli.main import main
 from hotset.cli.sparsify import parse_count, steps_of
 from hotset.errors import InputError, StorageError, UsageError
+from hotset.formats.text import documents, files_of
 from hotset.tokenizer import Tokenizer
 from hotset.train.mixture import Mixture, make_source
 from hotset.train.schedule import l1_weight, learning_rate, swap_share
 from hotset.train.settings import DataSource, Settings
-from hotset.train.text import documents, files_of
 from hotset.train.tokens import Encoder, token_file
 
 MODEL = Path(__file__).parent.parent / "golden/data/stories260k"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.errors import InputError, StorageError
-from hotset.formats.files import quoted, storage_error
+from hotset.errors import InputError
+from hotset.formats.files import storage_error
+from hotset.formats.text import documents
 from hotset.tokenizer import Tokenizer
 
 Window = NDArray[np.int32]
 LEAST_WINDOW = 32  # tokens; shorter rests are left out: too few come before a token to stand for running text
-_PIECE = 1 << 16  # characters encoded at once
 
 
 def windows(files: Sequence[Path], tokenizer: Tokenizer, size: int, tokens: int) -> list[Window]:
@@ -44,38 +42,6 @@ def windows(files: Sequence[Path], tokenizer: Tokenizer, size: int, tokens: int)
         names = ", ".join(map(str, files))
         raise InputError(f"{names}: no text of at least {LEAST_WINDOW} tokens in one piece; give more text")
     return found
-
-
-def documents(path: Path) -> Iterator[str]:
-    """Texts of a .jsonl file, one a line under the key `text`; of any other file, pieces of it that end with a line."""
-    try:
-        with path.open(encoding="utf-8", errors="strict") as file:
-            yield from _jsonl(path, file) if path.suffix in (".jsonl", ".ndjson") else _pieces(file)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason}); convert it first, for example with iconv") from None
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise storage_error(path, "cannot be read", error) from None
-
-
-def _jsonl(path: Path, file: IO[str]) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            raise InputError(f"{path}, line {number} is not JSON; wanted one object with a key 'text' a line") from None
-        text = value.get("text") if isinstance(value, dict) else None
-        if not isinstance(text, str):
-            raise InputError(f"{path}, line {number} has no text under the key 'text': {quoted(line.strip(), 60)}")
-        yield text
-
-
-def _pieces(file: IO[str]) -> Iterator[str]:
-    while piece := file.read(_PIECE):
-        yield piece + file.readline(_PIECE)
 
 
 def digest(files: Sequence[Path]) -> str:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from hotset.errors import InputError
 from hotset.formats.progress import Progress, silent
+from hotset.formats.text import documents, files_of
 from hotset.tokenizer import Tokenizer
-from hotset.train.text import documents, files_of
 
 _BATCH = 1 << 20  # characters encoded at once, by all cores
 
