@@ -125,6 +125,7 @@ void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, mod
                     bool draft) {
   record_ = &record;
   scratch_.resize(std::max(scratch_.size(), pool.size()));
+  if (layer == 0) drop_unused();
   if (in.rows <= kMostSparseRows && (draft || !options_.draft_only))
     run_sparse(layer, in, pool, y);
   else

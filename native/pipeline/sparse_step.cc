@@ -35,7 +35,6 @@ void SparseFfn::step(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
   ++counters_.layers;
   lanes_.shape(in.rows);
   for (size_t t = 0; t < in.rows; ++t) k_.quantize_lanes(in.f.row(t), lanes_.row(t));
-  if (layer == 0) drop_unused();
   if (layer == 0 || !options_.ahead) choose(layer, in, pool);
   if (options_.ahead && layer + 1 < file_.layers()) choose(layer + 1, in, pool);
   Chosen& c = chosen(layer);
@@ -59,7 +58,8 @@ void SparseFfn::step(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
   sum_down(c, in.rows, pool, y);
 }
 
-// What was read ahead for a step that then ended early has not been checked.
+// What was read ahead for a step that then ended early has not been checked, and may still be on its way to
+// places that a pass over all neurons would give to others.
 void SparseFfn::drop_unused() {
   if (chosen_[0].layer != kNoLayer || chosen_[1].layer != kNoLayer) abandon();
 }
