@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,24 @@ def test_steps_of_few_and_of_many_tokens_in_turn(model: SparseModel, maps: Any) 
 def test_only_low_rank_maps_look_ahead() -> None:
     with pytest.raises(UsageError, match="low-rank"):
         _core.SparseOptions([1], 4, predictor="gate", ahead=True)
+
+
+def test_a_cancelled_step_changes_no_later_one(model: SparseModel, maps: Any) -> None:
+    slow = _core.SparseOptions(
+        [0] * LAYERS, 250, "lru", "low-rank", SOME, SOME, maps[1], backend="fault:slow:1:1", depth=16, ahead=True
+    )
+    engine = model.sparse(slow)
+    want = run(model.sparse(options(maps, 0, 1000, least=SOME)), PROMPT, STEPS)
+    seq = engine.sequence_new()
+    step = np.array([seq], np.int32), np.array([1], np.int32), np.array([5], np.int32), np.ones(1, np.uint8)
+    cancelled = 0
+    for delay in np.linspace(0.001, 0.03, 8):
+        timer = threading.Timer(float(delay), engine.cancel)
+        timer.start()
+        try:
+            engine.step(*step)
+        except KeyboardInterrupt:
+            cancelled += 1
+        timer.join()
+        assert (run(engine, PROMPT, STEPS[:4]) == want[:5]).all()
+    assert cancelled > 0
