@@ -82,13 +82,15 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
                   std::string predictor, std::vector<float> keep, std::vector<float> fetch,
                   std::vector<std::pair<model::TensorRef, model::TensorRef>> low_rank, bool relu,
                   std::string backend, size_t depth, bool draft_only, bool ahead,
-                  const pipeline::SketchFile* sketch) {
+                  const pipeline::SketchFile* sketch, bool overlap) {
   if (predictor != "all" && predictor != "gate" && predictor != "low-rank" && predictor != "sketch")
     throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate, low-rank or sketch");
   if ((predictor == "sketch") != (sketch != nullptr))
     throw InvalidArgument("predictor sketch and a sketch are given together or not at all");
   if (ahead && predictor != "low-rank")
     throw InvalidArgument("only predictor low-rank can look ahead, not " + predictor);
+  if (ahead && !overlap)
+    throw InvalidArgument("reads of the layer ahead are not waited for: overlap is needed");
   new (self) SparseSetup{{std::move(hot),
                           cold_slots,
                           std::move(policy),
@@ -96,6 +98,7 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
                           std::move(fetch),
                           draft_only,
                           ahead,
+                          overlap,
                           {std::move(backend), depth, true}},
                          std::move(predictor),
                          {},
@@ -157,5 +160,5 @@ void bind_sparse(nb::module_& m) {
            nb::arg("predictor") = "all", nb::arg("keep") = nb::list(), nb::arg("fetch") = nb::list(),
            nb::arg("low_rank") = nb::list(), nb::arg("relu") = false, nb::arg("backend") = "auto",
            nb::arg("depth") = 64, nb::arg("draft_only") = false, nb::arg("ahead") = false,
-           nb::arg("sketch") = nb::none());
+           nb::arg("sketch") = nb::none(), nb::arg("overlap") = true);
 }

@@ -39,6 +39,7 @@ struct SparseOptions {
   bool draft_only = false;  // the predictor chooses neurons for drafts alone; all else is computed dense
   bool ahead =
       false;  // the predictor of a layer is given the input of the layer before, but that of the first
+  bool overlap = true;  // false: a layer's reads are waited for before any of its neurons is computed
   io::ReaderOptions io;
 };
 

@@ -40,6 +40,7 @@ void SparseFfn::step(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
   Chosen& c = chosen(layer);
   if (c.layer != layer)
     throw InvalidArgument("sparse FFN: layer " + std::to_string(layer) + " follows none, wanted 0 first");
+  if (!options_.overlap) fetch_.wait(turn(layer));
   {
     const trace::Span span("gate and up, in memory");
     compute(layer, c.present, in.rows, pool);

@@ -147,7 +147,8 @@ class SparseOptions:
     predictor: "all" (compute every neuron), "gate" (exact, gates in memory), "low-rank" or "sketch"; keep, fetch:
     [layers] least score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank,
     hidden], up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the
-    predictor; ahead: maps of all layers but the first are given the input of the layer before; sketch: of "sketch".
+    predictor; ahead: maps of all layers but the first are given the input of the layer before; sketch: of "sketch";
+    overlap=False: a layer's reads are waited for before any of its neurons is computed.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class SparseOptions:
         draft_only: bool = False,
         ahead: bool = False,
         sketch: SketchFile | None = None,
+        overlap: bool = True,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------

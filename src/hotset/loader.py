@@ -217,4 +217,5 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         plan.drafts,
         ahead=ahead,
         sketch=sketch,
+        overlap=plan.overlap,
     )

@@ -26,7 +26,7 @@ PLAN = Plan(
 
 
 def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
-    for plan in (PLAN, replace(PLAN, forecast=None, made_for=replace(MADE_FOR, memory=None))):
+    for plan in (PLAN, replace(PLAN, forecast=None, overlap=False, made_for=replace(MADE_FOR, memory=None))):
         write_plan(plan, tmp_path / "deep/plan.json")
         assert read_plan(tmp_path / "deep/plan.json") == plan
     assert PLAN.bytes == 150
@@ -53,7 +53,7 @@ def test_a_stale_plan_is_refused(change: dict[str, str], message: str) -> None:
     [
         {"format_version": 99}, {"format_version": True}, {"hot": "many"}, {"hot": [1.5]}, {"hot": [-1]},
         {"cold_slots": None}, {"depth": 0}, {"context": 0}, {"predictor": "oracle"}, {"policy": "best"},
-        {"memory": {"hot": "1"}}, {"made_for": {}}, {"forecast": {"tokens_per_s": 1}}, {"extra": 1},
+        {"memory": {"hot": "1"}}, {"overlap": "no"}, {"made_for": {}}, {"forecast": {"tokens_per_s": 1}}, {"extra": 1},
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:

@@ -92,6 +92,25 @@ def test_reads_and_counters_of_a_sparse_model(tmp_path: Path) -> None:
     assert rate == pytest.approx(engine.sparse_stats["bytes_read"], rel=1e-4)
 
 
+def test_without_overlap_nothing_is_computed_while_reads_run(tmp_path: Path) -> None:
+    model = make_sparse_model(tmp_path, tiny_config(True, "relu", "relu", hidden=544, ffn=300), "q4_0")
+    want = run(model.sparse(_core.SparseOptions([300] * 2, 0)), [1, 2, 3], [5, 6, 7])
+    for overlap in (True, False):
+        engine = model.sparse(_core.SparseOptions([100] * 2, 250, "window", depth=16, overlap=overlap), threads=2)
+        path = tmp_path / "t.json"
+        with Trace(path):
+            assert (run(engine, [1, 2, 3], [5, 6, 7]) == want).all()
+        events = events_of(path)
+        inside = [s for s in spans_of(events, stepper(events)) if s["name"].startswith("gate and up")]
+        begun, ended = (sorted(e["ts"] for e in events if e["ph"] == phase) for phase in "be")
+        # Sorted apart, beginnings and ends tell as well when any read is under way.
+        running = [(b, e) for b, e in zip(begun, ended, strict=True)]
+        beside = sum(b < s["ts"] + s["dur"] and e > s["ts"] for s in inside for b, e in running)
+        assert running and (beside > 0) == overlap
+    with pytest.raises(UsageError, match="overlap is needed"):
+        _core.SparseOptions([1], 4, predictor="low-rank", ahead=True, overlap=False)
+
+
 def test_a_ring_that_nobody_empties_forgets_the_oldest(stories_store: Path, tmp_path: Path) -> None:
     with LLM(stories_store, context=256) as llm, Trace(tmp_path / "t.json"):
         core, seq = llm.core, llm.core.sequence_new()

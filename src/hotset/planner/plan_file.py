@@ -48,6 +48,7 @@ class Plan:
     prefill_chunk: int  # tokens of a prompt computed at once; layers are read once for each chunk
     memory: Mapping[str, int]
     loss: float | None = None  # of perplexity that the predictor may cost, relative; None: as it was calibrated
+    overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
 
@@ -123,4 +124,6 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
     if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
+    if type(plan.overlap) is not bool:
+        raise ValueError("overlap is true or false")
     return plan
