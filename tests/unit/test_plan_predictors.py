@@ -98,6 +98,14 @@ def test_what_was_written_is_read(packed: Store, dense: Store) -> None:
         assert (rows == gate[packed.neurons.read_order(layer)]).all()
 
 
+def test_missing_neurons_may_count_as_others_do(packed: Store, dense: Store) -> None:
+    write(packed, dense, FACTS | {"fetch": 1.0}, limit=0.5)
+    found = read(packed)
+    assert found is not None and found.fetch == 1
+    assert found.limits() == ((0.5,) * 5, (0.5,) * 5)
+    assert found.wanted() == found.candidates()
+
+
 def test_a_predictor_that_is_the_gate_changes_no_token(packed: Store, dense: Store, tmp_path: Path) -> None:
     write(packed, dense)
     tokens = []

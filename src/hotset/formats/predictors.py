@@ -39,7 +39,9 @@ _FACTS = {
     "active": float,
     "energy": float,
     "perplexity_change": float,
+    "fetch": float,
 }
+_LATER = {"fetch": FETCH}  # facts that older files lack, and what held for them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,14 +69,14 @@ class Thresholds:
         return max(int(np.searchsorted(self.losses, np.float32(loss), side="right")) - 1, 0)
 
 
-def fetch_energy(energy: float) -> float:
+def fetch_energy(energy: float, ratio: float = FETCH) -> float:
     """Share given up where neurons are missing, for that where they are in memory."""
-    return min(FETCH * energy, 0.9)
+    return min(ratio * energy, 0.9)
 
 
-def limits(tables: Thresholds, energy: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def limits(tables: Thresholds, energy: float, ratio: float = FETCH) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Least scores of neurons in memory and of missing ones, by layer, that give up about this share of energy."""
-    keep, fetch = tables.at(energy), tables.at(fetch_energy(energy))
+    keep, fetch = tables.at(energy), tables.at(fetch_energy(energy, ratio))
     return keep, tuple(max(k, f) for k, f in zip(keep, fetch, strict=True))
 
 
@@ -91,6 +93,7 @@ class Predictors:
     energy: float  # share given up where neurons are in memory, as calibrated
     perplexity_change: float  # relative, expected then on text like that held out: e^divergence - 1
     measured: tuple[tuple[float, float], ...]  # (energy, perplexity_change) of everything that was tried, all above 0
+    fetch: float = FETCH  # share of energy given up where neurons are missing, to that where they are in memory
 
     def energy_at(self, loss: float | None) -> float:
         """The share of energy to give up for an allowed loss of perplexity; None: as calibrated.
@@ -112,7 +115,7 @@ class Predictors:
 
     def limits(self, loss: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least scores of neurons in memory and of missing ones, by layer."""
-        return limits(self.tables, self.energy_at(loss))
+        return limits(self.tables, self.energy_at(loss), self.fetch)
 
     def candidates(self, loss: float | None = None) -> float:
         """Neurons computed for each active one, where all are in memory."""
@@ -120,7 +123,7 @@ class Predictors:
 
     def wanted(self, loss: float | None = None) -> float:
         """Neurons that would be read for each active one, if none were in memory."""
-        return self.tables.share(fetch_energy(self.energy_at(loss))) / max(self.active, 1e-9)
+        return self.tables.share(fetch_energy(self.energy_at(loss), self.fetch)) / max(self.active, 1e-9)
 
     @property
     def bytes(self) -> int:
@@ -172,7 +175,7 @@ def write_predictors(
     """Writes predictors beside a packed store, whole or not at all.
 
     maps: of each layer down [rank, hidden] and up [ffn, rank], rows in the model's own order of neurons.
-    measured, facts (relu, ahead, active, energy, perplexity_change): as in Predictors.
+    measured, facts (relu, ahead, active, energy, perplexity_change, fetch): as in Predictors.
     Raises: FormatError (a weight that is no number), OSError.
     """
     path, partial = folder / PREDICTORS_FILE, folder / f".{PREDICTORS_FILE}.partial"
@@ -225,7 +228,7 @@ def _facts(path: Path) -> Json:
     metadata = read_header(path).metadata
     if "predictor" not in metadata:
         raise FormatError(f"{path} is not a file of predictors: its metadata has no 'predictor'")
-    facts = parse_json(metadata["predictor"].encode(errors="replace"), f"{path}: metadata 'predictor'")
+    facts = _LATER | parse_json(metadata["predictor"].encode(errors="replace"), f"{path}: metadata 'predictor'")
     fine = facts.keys() == _FACTS.keys() and all(_is(facts[name], kind) for name, kind in _FACTS.items())
     if not fine:
         raise FormatError(f"{path}: metadata 'predictor' must have exactly {', '.join(_FACTS)}; train them again")

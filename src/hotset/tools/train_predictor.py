@@ -6,6 +6,7 @@ The model runs the text once; the FFNs' inputs go to the drive. Then one layer a
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 
 from hotset.errors import InputError, UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.predictors import Predictors, Thresholds, read_predictors, write_predictors
+from hotset.formats.predictors import FETCH, Predictors, Thresholds, read_predictors, write_predictors
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
@@ -42,6 +43,7 @@ class TrainOptions:
     measure: int = 256  # tokens taken one by one in each run that thresholds are tried in
     threads: int = 0  # 0: all cores
     ahead: bool = True  # maps are given the input of the FFN before
+    fetch: float = FETCH  # share of energy given up where neurons are missing, to that where they are in memory
 
     def check(self, hidden: int) -> None:
         """Raises UsageError."""
@@ -53,6 +55,8 @@ class TrainOptions:
             )
         if not 0 < self.loss < 1:
             raise UsageError(f"loss is {self.loss:g}; wanted more than 0 and less than 1, such as 0.005 or 0.5%")
+        if not 1 <= self.fetch < math.inf:
+            raise UsageError(f"fetch is {self.fetch:g}; wanted at least 1, where missing neurons are as others")
         if self.measure < 1:
             raise UsageError(f"{self.measure} tokens to measure on; wanted at least 1")
 
@@ -96,7 +100,8 @@ class _Training:
         self._fit(inputs, sum(len(window) - 1 for window in training))
         runs = self._calibrate(passages)
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
-        report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, inputs.shape[1], time.monotonic() - start)
+        took = time.monotonic() - start
+        report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, self.options.fetch, inputs.shape[1], took)
         path = write_predictors(
             self.store.path, self.info, self.maps, self._tables(), report.measured, self._facts(report.facts), FORMAT
         )
@@ -161,7 +166,7 @@ class _Training:
         return Thresholds(LOSSES, scores, predicted, recall)
 
     def _facts(self, facts: Mapping[str, bool | float]) -> dict[str, bool | float]:
-        return {**facts, "ahead": self.options.ahead}
+        return {**facts, "ahead": self.options.ahead, "fetch": self.options.fetch}
 
     def _everything(self) -> Predictors:
         """The maps as the engine reads them, not calibrated."""

@@ -107,7 +107,7 @@ class Bench:
 
     def measure(self, trained: Predictors, energy: float, text: Sequence[Passage]) -> Quality:
         """Runs the text with thresholds that give up this share of the energy."""
-        keep, fetch = limits(trained.tables, energy)
+        keep, fetch = limits(trained.tables, energy, trained.fetch)
         pairs = zip(trained.down, trained.up, strict=True)
         maps = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
         options = _core.SparseOptions(

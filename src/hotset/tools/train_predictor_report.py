@@ -33,6 +33,7 @@ class TrainReport:
     quality: Quality
     others: list[Quality]  # of the other thresholds that were tried
     allowed: float
+    fetch: float  # share of energy given up where neurons are missing, to that where they are in memory
     tokens: int
     seconds: float
     path: Path = Path()
@@ -101,7 +102,8 @@ def lines(report: TrainReport) -> list[str]:
         *shown,
         f"model: {report.candidates:.2f} neurons predicted for each active one, {report.recall:.1%} of these found; "
         f"{report.bytes / 2**20:.1f} MiB, {sum(layer.predict_us for layer in report.layers) / 1e3:.2f} ms a token",
-        f"allowed lost energy {q.energy:.3%} in memory, {fetch_energy(q.energy):.3%} where neurons are missing",
+        f"allowed lost energy {q.energy:.3%} in memory, {fetch_energy(q.energy, report.fetch):.3%} where neurons are "
+        "missing",
         f"on {q.tokens} held-out tokens, half of the neurons in memory, {q.predicted:.1%} of all computed, "
         f"{q.missed:.2%} read:",
         f"  divergence from exact  {q.kl:.5f} +- {q.kl_error:.5f} nats: perplexity of the model's own text "
