@@ -100,8 +100,8 @@ sanitize: $(VENV)/dev  ## native tests under address, undefined-behaviour and th
 bench-dense: $(VENV)/dev  ## hotset and llama.cpp on the same weights, in turn
 	$(BIN)/python -m bench.dense
 
-bench-sparse: $(VENV)/dev  ## a packed 7B and llama.cpp under memory limits; as root, STORE=folder
-	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) --no-limit
+bench-sparse: $(VENV)/dev  ## a packed 7B and llama.cpp under memory limits; as root, STORE=folder WINDOW=folder
+	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) $(if $(WINDOW),--window-store $(WINDOW)) --no-limit
 
 bench-start: $(VENV)/dev  ## start to first token of `hotset run`, and its memory
 	$(BIN)/python -m bench.start

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.common import RESULTS, ROOT, table
+from bench.sparse_summary import LADDER, PEER
 
 START = "<!-- results: written by `make report` from bench/results -->"
 END = "<!-- end of results -->"
+PLANNED_WITHIN = 0.15  # of the measured speed: a plan that is good enough
 Result = dict[str, Any]
 
 
@@ -82,30 +85,82 @@ def bench(result: Result) -> str:
 
 
 _MODES = ("exact", "predicted")
+_LEFT_OUT = ("exact, no drafts",)  # of the tables; the JSON has them
+_WORKLOAD = "[synthetic 7B](docs/explanation/synthetic-workload.md)"
 
 
-def sparse(result: Result) -> str:
-    compared = [r for r in result["summary"] if r["engine"].startswith(_MODES)]
-    peer = {r["budget_gb"]: r["decode"] for r in result["summary"] if r["engine"] == "llama.cpp"}
-    rows = [
+def sparse(result: Result, model: str = _WORKLOAD) -> str:
+    rows = result["summary"]
+    compared = sorted((r for r in rows if r["engine"].startswith(_MODES) and r["decode"]), key=_by_budget)
+    peer = {r["budget_gb"]: r["decode"] for r in rows if r["engine"] == PEER}
+    cells = [
         [_budget(r), r["engine"], _two(peer.get(r["budget_gb"])), _two(r["decode"]), _two(r["decode_ratio"]),
-         _share(r["missed_share"]), f"{r['p99_over_mean']:.2f}", _share(r["bound_share"]),
-         _two(r["planned_tokens_per_s"]), _two(r["prefill"]), f"{r['peak_bytes'] / 1e9:.2f} GB"]
+         _two(r["planned_tokens_per_s"]), f"{_share(r['missed_share'])}, {_share(r['missed_share_p99'])}",
+         f"{r['p99_over_mean']:.2f}", _share(r["bound_share"]), _two(r["prefill"]), f"{r['peak_bytes'] / 1e9:.2f} GB"]
         for r in compared
-        if r["decode"]
+        if r["engine"] not in _LEFT_OUT
     ]  # fmt: skip
-    model = "[synthetic 7B](docs/explanation/synthetic-workload.md)"
-    head = [f"memory in all, {model}", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "missed neurons",
-            "P99 / mean", "share of bound", "planned, tokens/s", "prefill, tokens/s", "peak memory"]  # fmt: skip
-    first = next(r["budget_gb"] for r in result["summary"])
-    steps = [r for r in result["summary"] if not r["engine"].startswith(("llama.cpp", *_MODES)) and r["decode"]]
-    planned = [r for r in compared if r["engine"].startswith("predicted") and r["budget_gb"] == first][:1]
-    climbed = [r for r in (*steps, *planned) if r["budget_gb"] == first or r["engine"] == "all kept"]
-    ladder = [[r["engine"], _two(r["decode"])] for r in climbed]
-    shown = table(head, rows)
-    if len(ladder) > 1:
-        shown += "\n\n" + table([f"step, {first} GB (`all kept`: no limit)", "decode, tokens/s"], ladder)
-    return f"{shown}\n\n![tokens/s over memory]({Path(result['file']).with_suffix('.svg').as_posix()})"
+    head = [f"memory in all, {model}", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "planned, tokens/s",
+            "missed neurons, mean and P99", "P99 / mean latency", "share of bound", "prefill, tokens/s",
+            "peak memory"]  # fmt: skip
+    plot = f"![tokens/s over memory]({Path(result['file']).with_suffix('.svg').as_posix()})"
+    return "\n\n".join([table(head, cells), *_ladder(rows), *_beside_window(rows), _plans(compared), plot])
+
+
+def harder(result: Result) -> str:
+    return sparse(result, "[harder synthetic 7B](docs/explanation/synthetic-workload.md)")
+
+
+def _by_budget(row: Result) -> float:
+    return -math.inf if row["budget_gb"] is None else -float(row["budget_gb"])
+
+
+def _ladder(rows: list[Result]) -> Iterator[str]:
+    """A table of the steps of our own engine under the first budget, if there are any."""
+    first = rows[0]["budget_gb"]
+    found = {r["engine"]: r["decode"] for r in rows if r["budget_gb"] == first or r["engine"] in LADDER}
+    steps = [step for step in LADDER if found.get(step)]
+    if len(steps) > 1:
+        steps += [r["engine"] for r in rows if r["engine"].startswith("predicted")][:1]
+        cells = [[step, _two(found[step])] for step in steps]
+        yield table([f"step, {first} GB (`all kept`: no limit)", "decode, tokens/s"], cells)
+
+
+def _beside_window(rows: list[Result]) -> Iterator[str]:
+    for row in rows:
+        if row["engine"].startswith("predicted") and row.get("window_ratio"):
+            yield (
+                f"{row['engine']}, {_budget(row)}: {row['window_ratio']:.2f} times LLM in a Flash's policy in the same "
+                "engine (`window`: bundles, all of one loss of perplexity, reads waited for)."
+            )
+
+
+def _plans(rows: list[Result]) -> str:
+    """How far the plans' forecasts were from what was measured."""
+    off = [(abs(r["planned_tokens_per_s"] / r["decode"] - 1), r) for r in rows if r["planned_tokens_per_s"]]
+    within = sum(share <= PLANNED_WITHIN for share, _ in off)
+    worst, row = max(off, key=lambda pair: pair[0])
+    return (
+        f"Plans: {within} of {len(off)} within {PLANNED_WITHIN:.0%} of what was measured; the worst, {row['engine']} "
+        f"in {_budget(row)}, is off by {worst:.0%}."
+    )
+
+
+def saved(result: Result) -> str:
+    rows = [
+        [row["loss"], _two(row["tokens_per_s"]), *_memory(row), f"{result['peer_tokens_per_s']:.2f}",
+         f"{result['peer_bytes'] / 1e9:.2f} GB", _share(row["saved"])]
+        for row in result["rows"]
+    ]  # fmt: skip
+    head = ["least memory that is as fast as llama.cpp all in memory, allowed loss", "hotset, tokens/s", "budget",
+            "peak memory", "llama.cpp, tokens/s", "its peak memory", "saved"]  # fmt: skip
+    return table(head, rows)
+
+
+def _memory(row: Result) -> list[str]:
+    if row["budget_gb"] is None:
+        return ["none is", "–"]
+    return [f"{row['budget_gb']:.2f} GB", f"{row['peak_bytes'] / 1e9:.2f} GB"]
 
 
 def _budget(row: Result) -> str:
@@ -128,7 +183,7 @@ def plot_sparse(result: Result) -> None:
     axes = figure.add_subplot()
     points: dict[str, list[tuple[float, float]]] = {}
     for row in result["summary"]:
-        if row["decode"] and row["budget_gb"] is not None:
+        if row["decode"] and row["budget_gb"] is not None and row["engine"] not in _LEFT_OUT:
             points.setdefault(row["engine"], []).append((row["budget_gb"], row["decode"]))
     for engine, values in points.items():
         axes.plot(*zip(*sorted(values), strict=True), marker="o", label=engine)
@@ -157,11 +212,17 @@ def plot_budget(result: Result) -> None:
     figure.savefig((ROOT / result["file"]).with_suffix(".svg"), metadata={"Date": None})
 
 
-PLOTS: dict[str, Callable[[Result], None]] = {"sparse": plot_sparse, "budget": plot_budget}
+PLOTS: dict[str, Callable[[Result], None]] = {
+    "sparse": plot_sparse,
+    "sparse-hard": plot_sparse,
+    "budget": plot_budget,
+}
 SHOW: dict[str, Callable[[Result], str]] = {
     "dense": dense,
     "bench": bench,
     "sparse": sparse,
+    "sparse-hard": harder,
+    "sparse-saved": saved,
     "ppl": ppl,
     "start": start,
 }

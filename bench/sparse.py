@@ -4,7 +4,8 @@ Every run is a fresh process in a control group whose limit counts page cache, s
 hotset plans by itself for the limit and decodes real text after a short prompt (bench/sparse_child.py); llama.cpp maps
 a Q4_0 GGUF of the same shape (--repack 0 under a limit, as a repacked copy of the weights would be killed). A round
 runs every engine once, in an order that alternates; ratios are medians over rounds. The ladder runs steps of our own
-engine, from reading everything to the plan, under the first budget. docs/howto/measure-sparse.md says how to read it.
+engine, from reading everything to the plan, under the first budget. With --window-store the same rounds also run LLM
+in a Flash's way of keeping and reading neurons. docs/howto/measure-sparse.md says how to read it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from pathlib import Path
 
 from bench import cgroup, peers
 from bench.common import MODELS, ROOT, commit, hotset, result_path, table, warn_if_busy
-from bench.sparse_child import STEPS
-from bench.sparse_summary import PEER, Found, Run, summary
+from bench.sparse_summary import LADDER, OVERLAPPED, PEER, WINDOW, Found, Run, summary
 from hotset.formats.predictors import PREDICTORS_FILE
 from hotset.tools.result import Series, record, write
 
 UNIT = 10**9  # budgets are in GB
 LOSSES = ("1%", "2%")  # of perplexity, allowed where neurons are predicted
+NO_DRAFTS = "exact, no drafts"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Bench:
     """What is measured and how long."""
 
     store: Path
+    window_store: Path | None  # the same neurons, predictors as LLM in a Flash has them
     gguf: Path
     child: Sequence[str]  # flags of bench.sparse_child
     prefill: int
@@ -45,8 +47,9 @@ class Bench:
     seconds: float  # of one process at most
 
     def hotset(self, budget_gb: float | None, engine: str, *flags: str) -> Run:
+        store = self.window_store if engine in (WINDOW, OVERLAPPED) else self.store
         sizes = ["--prefill", str(self._prefill(budget_gb))]
-        command = [sys.executable, "-m", "bench.sparse_child", "--store", str(self.store), *self.child, *sizes, *flags]
+        command = [sys.executable, "-m", "bench.sparse_child", "--store", str(store), *self.child, *sizes, *flags]
         if budget_gb is not None:
             command += ["--memory", str(int(budget_gb * UNIT))]
         found, output = self._run(command, budget_gb, engine)
@@ -57,14 +60,15 @@ class Bench:
             found.prefill = [rate for rate in [details["prefill_tokens_per_s"]] if rate]
         return found
 
-    def peer(self, budget_gb: float | None) -> Run:
+    def peer(self, budget_gb: float | None, *, copied: bool | None = None) -> Run:
+        """copied: whether it makes a copy of the weights in another order; None: as it does, but under a limit."""
         sizes = {
             "threads": len(os.sched_getaffinity(0)),
             "prompt": self._prefill(budget_gb),
             "generate": self.peer_tokens,
         }
         command = peers.bench_command(self.gguf, **sizes)
-        if budget_gb is not None:
+        if not (budget_gb is None if copied is None else copied):
             command += ["--repack", "0"]
         found, output = self._run(command, budget_gb, PEER)
         for rate in peers.rates(output) if output else []:
@@ -94,28 +98,38 @@ def _shown(command: Sequence[str]) -> str:
     return shlex.join(word.replace(f"{ROOT}/", "") for word in words)
 
 
-def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Iterator[Run]:
-    """hotset exact, where the store has predictors with and without drafts, and predicted; and the peer, in turn."""
-    modes = {
-        "exact": ["--predict", "exact"],
-        "exact, no drafts": ["--predict", "exact", "--no-draft"],
-        **{f"predicted, loss {loss}": ["--predict", "auto", "--loss", loss] for loss in LOSSES},
-    }
+def modes(bench: Bench, *, first: bool) -> dict[str, list[str]]:
+    """Flags of each engine of ours. first: with what is measured under the first budget alone."""
+    found = {"exact": ["--predict", "exact"]}
     if not (bench.store / PREDICTORS_FILE).exists():
-        modes = {"exact": modes["exact"]}
+        return found
+    if first:
+        found[NO_DRAFTS] = ["--predict", "exact", "--no-draft"]
+    for loss in LOSSES:
+        found[f"predicted, loss {loss}"] = ["--predict", "auto", "--loss", loss]
+    if first and bench.window_store:
+        found[WINDOW] = ["--step", WINDOW, "--predict", "auto", "--loss", LOSSES[0], "--prefill", "0"]
+    return found
+
+
+def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Iterator[Run]:
+    """hotset exact and predicted, and the peer, in turn."""
     for index in range(rounds):
         for budget in budgets:
-            for engine in [*modes, PEER] if index % 2 == 0 else [PEER, *modes]:
+            ours = modes(bench, first=budget == budgets[0])
+            for engine in [*ours, PEER] if index % 2 == 0 else [PEER, *ours]:
                 if engine == PEER:
                     yield bench.peer(budget)
                 else:
-                    yield bench.hotset(budget, engine, *modes[engine])
+                    yield bench.hotset(budget, engine, *ours[engine])
 
 
 def ladder(bench: Bench, budget_gb: float) -> Iterator[Run]:
     """The steps in our own engine under one budget, predicted if the store can be; "all kept" without a limit."""
     flags = ["--predict", "auto", "--loss", LOSSES[0]] if (bench.store / PREDICTORS_FILE).exists() else []
-    for step in STEPS[1:]:
+    for step in LADDER:
+        if step == WINDOW or (step == OVERLAPPED and not bench.window_store):  # the former was compared already
+            continue
         limit = None if step == "all kept" else budget_gb
         yield bench.hotset(limit, step, "--step", step, "--prefill", "0", *flags)
 
@@ -169,9 +183,10 @@ def readahead_kb(path: Path) -> int | None:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=MODELS / "sparse-7b-packed", help="packed; `hotset pack`")
+    parser.add_argument("--window-store", type=Path, help="the same by bench.window_store, to compare with")
     parser.add_argument("--gguf", type=Path, default=MODELS / "random-7b.Q4_0.gguf", help="dense, of the same shape")
     parser.add_argument("--text", type=Path, default=ROOT / "docs/explanation/how-a-token-is-made.md", help="to decode")
-    parser.add_argument("--budgets", default="3.0,2.4,1.6", help="GB in all, with commas between")
+    parser.add_argument("--budgets", default="3.0,3.6,2.4,2.0,1.6", help="GB in all, with commas between")
     parser.add_argument("--no-limit", action="store_true", help="also with all in memory")
     parser.add_argument("--no-ladder", action="store_true", help="leave out the steps of our own engine")
     parser.add_argument("--rounds", type=int, default=3)
@@ -184,7 +199,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--follow", choices=("greedy", "text"), default="greedy", help="which token comes next")
     parser.add_argument("--decode-seconds", type=float, default=60, help="after which hotset decodes no new token")
     parser.add_argument("--seconds", type=float, default=900, help="of one process at most")
-    parser.add_argument("--output", type=Path, help="default: bench/results/sparse-CPU-DATE.json")
+    parser.add_argument("--name", default="sparse", help="of the result: another one for another workload")
+    parser.add_argument("--output", type=Path, help="default: bench/results/NAME-CPU-DATE.json")
     return parser.parse_args()
 
 
@@ -195,19 +211,20 @@ def measured(args: argparse.Namespace) -> Iterator[Found]:
     child = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     budgets: list[float | None] = [float(budget) for budget in args.budgets.split(",")]
     longer = frozenset({budgets[0], None})
-    bench = Bench(args.store, args.gguf, child, args.prefill, longer, args.peer_tokens, args.seconds)
+    bench = Bench(args.store, args.window_store, args.gguf, child, args.prefill, longer, args.peer_tokens, args.seconds)
     sizes = flags | {"text": args.text.name, "prefill": args.prefill, "peer_tokens": args.peer_tokens}
     rates = hotset("probe", str(args.store), "--refresh")["rates"]
     runs = [say(run) for run in compare(bench, [*budgets, *([None] if args.no_limit else [])], args.rounds)]
-    yield _result(bench, runs, sizes | {"rounds": args.rounds}, rates)
+    sizes |= {"rounds": args.rounds}
+    yield _result(args.name, bench, runs, sizes, rates)
     if not args.no_ladder and budgets[0] is not None:
         runs += [say(run) for run in ladder(bench, budgets[0])]
-        yield _result(bench, runs, sizes | {"rounds": args.rounds}, rates)
+        yield _result(args.name, bench, runs, sizes, rates)
 
 
-def _result(bench: Bench, runs: Sequence[Run], sizes: Found, rates: Found) -> Found:
+def _result(name: str, bench: Bench, runs: Sequence[Run], sizes: Found, rates: Found) -> Found:
     return record(
-        "sparse",
+        name,
         series(runs, bench),
         commit=commit(),
         peer=peers.version(),
@@ -226,7 +243,7 @@ def main() -> None:
     warn_if_busy()
     try:
         for result in measured(args):
-            path = args.output or result_path("sparse", result["host"]["cpu"]["model"])
+            path = args.output or result_path(args.name, result["host"]["cpu"]["model"])
             write(result, path)
             print(f"\n{show(result['summary'])}\n\nwritten to {path}", flush=True)
     except cgroup.CgroupError as error:

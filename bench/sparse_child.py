@@ -14,18 +14,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.sparse_summary import LADDER, OVERLAPPED, WINDOW
 from hotset import LLM, _core
 from hotset.cli.options import parse_share
 from hotset.engine import Stats
 from hotset.engine.cgroup import peak_memory
-from hotset.errors import HotsetError, InputError
+from hotset.errors import HotsetError, InputError, UsageError
 from hotset.formats.predictors import read_predictors
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
@@ -37,7 +38,7 @@ from hotset.tools.run_stats import bound
 
 DRAFTS = ("passes", "drafted", "accepted")
 COUNTERS = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
-STEPS = ("planned", "nothing predicted", "nothing kept", "hot prefix", "lru", "clock", "lfu", "all kept")
+STEPS = ("planned", *LADDER)
 _GROWTH = 64 << 20  # of the process between one plan and the next
 _CHARACTERS = 12  # more than a token has on average; a whole book would take a tokenizer's memory from the budget
 
@@ -65,6 +66,8 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
     predictor: Predictor = "low-rank" if wishes.predict == "auto" else "gate"
     assert store.neurons is not None
     trained = read_predictors(store.path, store.neurons) if predictor == "low-rank" else None
+    if step in (WINDOW, OVERLAPPED) and (trained is None or trained.ahead):
+        raise UsageError(f"step {step!r} wants predictors of each layer's own input; make them with bench.window_store")
     planned = make_plan(store, model, wishes, {"predictor": predictor})
     sizes = neuron_sizes(store, model, trained).of(predictor)
     room = max(0, sum(planned.memory[part] for part in ("hot", "cold", "spill")) - _GROWTH)
@@ -76,7 +79,7 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
         "hot prefix": (min(sizes.ffn, prefix), 0),
         "all kept": (sizes.ffn, 0),
     }.get(step, (0, min(sizes.neurons, room // sizes.slot_bytes)))
-    policy = {"policy": step} if cold else {}
+    policy = {"policy": WINDOW if step == OVERLAPPED else step} if cold else {}
     return {"predictor": predictor, "hot": hot, "cold_slots": cold, **policy}
 
 
@@ -89,6 +92,7 @@ def load(args: argparse.Namespace) -> LLM:
         return LLM(args.store, **options)
     store, wishes = open_store(args.store), Wishes(**options)
     made = make_plan(store, resolve(store.config), wishes, settings(args.step, store, wishes))
+    made = replace(made, overlap=args.step != WINDOW)
     with tempfile.TemporaryDirectory() as folder:
         write_plan(made, file := Path(folder) / "plan.json")
         return LLM(args.store, plan=file, **options)

@@ -1,4 +1,4 @@
-"""What the runs of bench/sparse.py come to: medians, ratios to the peer, latencies, neurons, share of the bound."""
+"""What the runs of bench/sparse.py come to: medians, ratios, latencies, neurons, share of the bound, plans."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PEER = "llama.cpp"
+# LLM in a Flash (arXiv:2312.11514) in our engine: what the last tokens used is kept, as many tokens as fit; what a
+# low-rank map of the layer's own input asks for beyond that is read in bundles and waited for, then all is computed.
+WINDOW = "window"
+OVERLAPPED = f"{WINDOW}, overlapped"  # the same, but what is in memory is computed while the reads run
+LADDER = ("nothing predicted", "nothing kept", "hot prefix", WINDOW, OVERLAPPED, "lru", "clock", "lfu", "all kept")
 _PER_TOKEN = ("seconds", "candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
 Found = dict[str, Any]
 
@@ -28,11 +33,24 @@ class Run:
 
 
 def summary(runs: Sequence[Run]) -> list[Found]:
-    """Medians of every engine at every budget, and its ratios to the peer in the same rounds."""
+    """Medians of every engine at every budget, and its ratios to the peer, and to WINDOW, in the same rounds."""
     groups: dict[tuple[float | None, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.budget_gb, run.engine), []).append(run)
-    return [_summed(same, groups.get((budget, PEER), [])) for (budget, _), same in groups.items()]
+    found = []
+    for (budget, engine), same in groups.items():
+        row = _summed(same, groups.get((budget, PEER), []))
+        if engine not in (PEER, WINDOW) and (budget, WINDOW) in groups:
+            row["window_ratio"] = _ratio(same, groups[budget, WINDOW], "decode")
+        found.append(row)
+    return found
+
+
+def _ratio(ours: Sequence[Run], theirs: Sequence[Run], test: str) -> float | None:
+    """Median over rounds."""
+    pairs = [(getattr(a, test), getattr(b, test)) for a, b in zip(ours, theirs, strict=False)]
+    ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs if a and b]
+    return statistics.median(ratios) if ratios else None
 
 
 def _summed(same: Sequence[Run], theirs: Sequence[Run]) -> Found:
@@ -45,9 +63,7 @@ def _summed(same: Sequence[Run], theirs: Sequence[Run]) -> Found:
     for test in ("decode", "prefill"):
         samples = [sample for run in same for sample in getattr(run, test)]
         found[test] = statistics.median(samples) if samples else None
-        pairs = [(getattr(a, test), getattr(b, test)) for a, b in zip(same, theirs, strict=False)]
-        ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs if a and b]
-        found[f"{test}_ratio"] = statistics.median(ratios) if ratios else None
+        found[f"{test}_ratio"] = _ratio(same, theirs, test)
     details = [run.details for run in same if run.details]
     return found | (_detailed(details) if details else {})
 
@@ -61,6 +77,7 @@ def _detailed(details: Sequence[Found]) -> Found:
     mean = statistics.fmean(seconds)
     missed = sorted(m / max(c, 1) for m, c in zip(tokens["missed"], tokens["candidates"], strict=True))
     plan, limits = details[0]["plan"], [d["bound"] for d in details if d["bound"]]
+    planned = plan["forecast"]["tokens_per_s"] if plan["forecast"] else None
     return {
         "predictor": plan["predictor"],
         "tokens": len(seconds),
@@ -72,7 +89,8 @@ def _detailed(details: Sequence[Found]) -> Found:
         "stall_share": sum(tokens["stall_seconds"]) / sum(seconds),
         "bound": limits[0]["bound"] if limits else None,
         "bound_share": statistics.fmean(1 / mean / b["tokens_per_s"] for b in limits) if limits else None,
-        "planned_tokens_per_s": plan["forecast"]["tokens_per_s"] if plan["forecast"] else None,
+        "planned_tokens_per_s": planned,
+        "planned_over_measured": planned * mean if planned else None,
         **_drafts([d["drafts"] for d in details if d.get("drafts")]),
     }
 

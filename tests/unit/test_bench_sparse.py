@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import cgroup
-from bench.sparse_summary import PEER, Run, summary
+from bench.report import sparse
+from bench.sparse import NO_DRAFTS, Bench, modes
+from bench.sparse_saved import grid, least_enough
+from bench.sparse_summary import PEER, WINDOW, Run, summary
+from hotset.formats.predictors import PREDICTORS_FILE
 
 
 def _host(tmp_path: Path, groups: str, handed_down: dict[str, str]) -> tuple[Path, Path]:
@@ -63,6 +68,42 @@ def test_latencies_misses_and_bound_of_known_tokens() -> None:
     assert row["stall_share"] == pytest.approx(0.25)
     assert row["bound_share"] == pytest.approx(1 / mean / 10)
     assert row["decode_ratio"] is None  # without the peer
+
+
+def test_ratio_to_the_window_is_of_the_same_round_and_plans_stand_beside() -> None:
+    windows = [replace(_ours([1 / rate], [0.0]), engine=WINDOW) for rate in (2.0, 5.0, 1.0)]
+    ours = [_ours([1 / rate], [0.0]) for rate in (8.0, 10.0, 9.0)]
+    rows = {row["engine"]: row for row in summary([*windows, *ours])}
+    assert rows["exact"]["window_ratio"] == pytest.approx(4.0)  # of 4, 2 and 9
+    assert "window_ratio" not in rows[WINDOW]
+    assert rows["exact"]["planned_over_measured"] == pytest.approx(9 * (1 / 8 + 1 / 10 + 1 / 9) / 3)
+
+
+def test_every_budget_has_its_modes_and_the_first_one_more(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, tmp_path / "window", tmp_path / "x.gguf", (), 0, frozenset(), 1, 1.0)
+    assert list(modes(bench, first=True)) == ["exact"]  # no predictors
+    (tmp_path / PREDICTORS_FILE).touch()
+    predicted = ["predicted, loss 1%", "predicted, loss 2%"]
+    assert list(modes(bench, first=False)) == ["exact", *predicted]
+    assert list(modes(bench, first=True)) == ["exact", NO_DRAFTS, *predicted, WINDOW]
+    assert list(modes(replace(bench, window_store=None), first=True)) == ["exact", NO_DRAFTS, *predicted]
+
+
+def test_least_budget_that_is_enough() -> None:
+    for least in (0.0, 1.6, 2.05, 3.2, 3.3):
+        asked: list[float] = []
+        found = least_enough(grid(), lambda budget: asked.append(budget) or budget >= least)  # noqa: B023
+        assert found == next((budget for budget in grid() if budget >= least), None)
+        assert len(asked) <= 6
+
+
+def test_tables_of_known_runs() -> None:
+    runs = [Run(PEER, 3.0, "", 20, False, decode=[0.5]), replace(_ours([0.05] * 4, [3.0] * 4), engine="predicted, 1%")]
+    runs += [replace(run, engine=WINDOW) for run in [_ours([0.2] * 4, [9.0] * 4)]]
+    shown = sparse({"summary": summary(runs), "file": "bench/results/x.json"})
+    assert "| 3.0 GB | predicted, 1% | 0.50 | 20.00 | 40.00 | 9.00 | 3.0%, 3.0% |" in shown
+    assert "4.00 times LLM in a Flash's policy" in shown
+    assert "Plans: 0 of 1 within 15% of what was measured; the worst, predicted, 1% in 3.0 GB, is off by 55%." in shown
 
 
 def test_drafts_are_summed_over_runs() -> None:

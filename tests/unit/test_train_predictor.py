@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.window_store import window_store
 from hotset import LLM
 from hotset.cli.main import main
 from hotset.errors import InputError, UsageError
@@ -215,6 +216,22 @@ def test_thresholds_that_leave_nothing_out_change_nothing(store: Path, report: T
 def _logprob(logits: np.ndarray, token: int) -> float:
     wide = logits.astype(np.float64)
     return float(wide[token] - np.log(np.exp(wide).sum()))
+
+
+def test_maps_of_the_own_input_with_one_threshold(store: Path, report: TrainReport, tmp_path: Path) -> None:
+    dest = tmp_path / "window"
+    found = window_store(store, dest, TEXT, replace(OPTIONS, ahead=False, fetch=1.0, rank=32))
+    neurons = open_store(dest).neurons
+    assert neurons is not None and Path(neurons.path).samefile(store / "neurons.safetensors")
+    own, ahead = read_predictors(dest, neurons), read_predictors(store, neurons)
+    assert own is not None and ahead is not None
+    assert (own.ahead, own.fetch, ahead.ahead, ahead.fetch) == (False, 1, True, 30)
+    keep, fetch = own.limits()
+    assert keep == fetch
+    # The own input tells more than that of the layer before: fewer neurons for each active one that is found.
+    assert found.recall / found.candidates > 0.95 * report.recall / report.candidates
+    with pytest.raises(UsageError, match="is no store"):
+        window_store(tmp_path, dest, TEXT, OPTIONS)
 
 
 def test_a_loaded_model_uses_them(store: Path, report: TrainReport, tmp_path: Path) -> None:
