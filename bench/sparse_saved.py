@@ -2,10 +2,11 @@
 
     python -m bench.sparse_saved [--store DIR] [--gguf FILE] [--rounds 3]
 
-llama.cpp runs without a limit, with and without its copy of the weights in another order: the faster sets the speed to
-reach, the one that holds less the memory to save from. Then, for each allowed loss, the least budget of a grid whose
-median over the rounds is as fast, by bisection; every run is a fresh process in a control group whose limit counts page
-cache, started with the page cache dropped. Needs root.
+llama.cpp runs without a limit: that is the speed to reach. It then holds the mapped file and a copy of the weights in
+another order, and can do without the former: what memory is saved from is the least limit under which it keeps its
+speed. Then, for each allowed loss, the least budget of a grid whose median over the rounds is as fast, by bisection.
+Every run is a fresh process in a control group whose limit counts page cache, started with the page cache dropped. Root
+alone can run it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from bench.sparse import LOSSES, UNIT, Bench, say
 from bench.sparse_summary import PEER, Found, Run, summary
 from hotset.tools.result import Series, record, write
 
-LEAST, MOST, STEP = 1.6, 3.2, 0.05  # GB
-NOT_COPIED = f"{PEER}, weights not copied"
+BUDGETS = (1.6, 3.2, 0.05)  # GB: least, most, step
+PEER_LIMITS = (3.9, 5.1, 0.1)  # GB, of llama.cpp; its weights take 4.1
+KEPT = 0.95  # share of its speed that llama.cpp must keep under a limit
 
 
 @dataclass(frozen=True)
 class Saved:
-    """At one allowed loss. No budget: none up to MOST was as fast."""
+    """At one allowed loss. No budget: none was as fast."""
 
     loss: str
     budget_gb: float | None
@@ -38,8 +40,8 @@ class Saved:
     saved: float | None  # share of the peer's memory, by the peaks
 
 
-def grid() -> list[float]:
-    return [round(LEAST + i * STEP, 2) for i in range(round((MOST - LEAST) / STEP) + 1)]
+def grid(least: float, most: float, step: float) -> list[float]:
+    return [round(least + i * step, 2) for i in range(round((most - least) / step) + 1)]
 
 
 def least_enough(budgets: Sequence[float], enough: Callable[[float], bool]) -> float | None:
@@ -62,30 +64,34 @@ class Search:
 
     def peers(self) -> tuple[float, int]:
         """Tokens/s to reach and bytes to save from."""
-        for _ in range(self.rounds):
-            for name, copied in ((PEER, True), (NOT_COPIED, False)):
-                run = self.bench.peer(None, copied=copied)
-                run.engine = name
-                self.runs.append(say(run))
-        rows = [row for row in summary(self.runs) if row["decode"]]
-        return max(row["decode"] for row in rows), min(row["peak_bytes"] for row in rows)
+        wanted = self.decode(None, PEER)
+        limit = least_enough(grid(*PEER_LIMITS), lambda limit: self.decode(limit, PEER, rounds=1) >= KEPT * wanted)
+        return wanted, self.peak(limit, PEER)
 
-    def decode(self, budget: float, loss: str) -> float:
-        """Median tokens/s of the rounds."""
-        engine = f"predicted, loss {loss}"
-        same = [run for run in self.runs if (run.budget_gb, run.engine) == (budget, engine)]
-        for _ in range(self.rounds - len(same)):
-            same.append(say(self.bench.hotset(budget, engine, "--predict", "auto", "--loss", loss)))
-            self.runs.append(same[-1])
-        return statistics.median([sample for run in same for sample in run.decode or [0.0]])
+    def decode(self, budget: float | None, engine: str, *flags: str, rounds: int = 0) -> float:
+        """Median tokens/s of the rounds; 0 where a run failed."""
+        for _ in range((rounds or self.rounds) - len(self._same(budget, engine))):
+            peer = engine == PEER
+            run = self.bench.peer(budget, copied=True) if peer else self.bench.hotset(budget, engine, *flags)
+            self.runs.append(say(run))
+        return statistics.median(sample for run in self._same(budget, engine) for sample in run.decode or [0.0])
+
+    def peak(self, budget: float | None, engine: str) -> int:
+        return max(run.peak_bytes for run in self._same(budget, engine))
+
+    def _same(self, budget: float | None, engine: str) -> list[Run]:
+        return [run for run in self.runs if (run.budget_gb, run.engine) == (budget, engine)]
 
     def saved(self, loss: str, wanted: float, memory: int) -> Saved:
-        found = least_enough(grid(), lambda budget: self.decode(budget, loss) >= wanted)
+        def decode(budget: float) -> float:
+            return self.decode(budget, engine, "--predict", "auto", "--loss", loss)
+
+        engine = f"predicted, loss {loss}"
+        found = least_enough(grid(*BUDGETS), lambda budget: decode(budget) >= wanted)
         if found is None:
             return Saved(loss, None, None, None, None)
-        engine = f"predicted, loss {loss}"
-        peak = max(run.peak_bytes for run in self.runs if (run.budget_gb, run.engine) == (found, engine))
-        return Saved(loss, found, self.decode(found, loss), peak, 1 - peak / memory)
+        peak = self.peak(found, engine)
+        return Saved(loss, found, decode(found), peak, 1 - peak / memory)
 
 
 def measured(args: argparse.Namespace) -> Found:
@@ -108,7 +114,8 @@ def measured(args: argparse.Namespace) -> Found:
         peer=peers.version(),
         peer_tokens_per_s=wanted,
         peer_bytes=memory,
-        grid_gb=[LEAST, MOST, STEP],
+        budgets_gb=BUDGETS,
+        peer_limits_gb=PEER_LIMITS,
         rounds=args.rounds,
         rows=[asdict(row) for row in rows],
         summary=summary(search.runs),
@@ -123,7 +130,7 @@ def show(result: Found) -> str:
 
 def _line(row: Found) -> str:
     if row["budget_gb"] is None:
-        return f"loss {row['loss']}: no budget up to {MOST} GB is as fast"
+        return f"loss {row['loss']}: no budget up to {BUDGETS[1]} GB is as fast"
     return (
         f"loss {row['loss']}: {row['tokens_per_s']:.2f} tokens/s in {row['budget_gb']:.2f} GB, "
         f"peak {row['peak_bytes'] / UNIT:.2f} GB, {row['saved']:.0%} saved"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from bench import cgroup
 from bench.report import sparse
 from bench.sparse import NO_DRAFTS, Bench, modes
-from bench.sparse_saved import grid, least_enough
+from bench.sparse_saved import BUDGETS, Search, grid, least_enough
 from bench.sparse_summary import PEER, WINDOW, Run, summary
 from hotset.formats.predictors import PREDICTORS_FILE
 
@@ -89,12 +90,43 @@ def test_every_budget_has_its_modes_and_the_first_one_more(tmp_path: Path) -> No
     assert list(modes(replace(bench, window_store=None), first=True)) == ["exact", NO_DRAFTS, *predicted]
 
 
-def test_least_budget_that_is_enough() -> None:
-    for least in (0.0, 1.6, 2.05, 3.2, 3.3):
-        asked: list[float] = []
-        found = least_enough(grid(), lambda budget: asked.append(budget) or budget >= least)  # noqa: B023
-        assert found == next((budget for budget in grid() if budget >= least), None)
-        assert len(asked) <= 6
+@pytest.mark.parametrize("least", [0.0, 1.6, 2.05, 3.2, 3.3])
+def test_least_budget_that_is_enough(least: float) -> None:
+    budgets, asked = grid(*BUDGETS), list[float]()
+
+    def enough(budget: float) -> bool:
+        asked.append(budget)
+        return budget >= least
+
+    assert least_enough(budgets, enough) == next((budget for budget in budgets if budget >= least), None)
+    assert len(asked) <= 6  # of 33
+
+
+class _Measured(Bench):
+    """Speeds by a rule in place of programs: llama.cpp is killed below 4.25 GB; twice the loss is twice as fast."""
+
+    def peer(self, budget_gb: float | None, *, copied: bool | None = None) -> Run:
+        fine = budget_gb is None or budget_gb >= 4.25
+        peak = int((budget_gb or 8.0) * 1e9)
+        return Run(PEER, budget_gb, "", peak, not fine, decode=[10.0] if fine else [])
+
+    def hotset(self, budget_gb: float | None, engine: str, *flags: str) -> Run:
+        assert budget_gb is not None
+        rate = 4 * budget_gb * float(flags[-1].rstrip("%"))
+        return Run(engine, budget_gb, "", int(budget_gb * 0.9e9), False, decode=[rate])
+
+
+def test_memory_saved_at_known_speeds(tmp_path: Path) -> None:
+    search = Search(_Measured(tmp_path, None, tmp_path / "x.gguf", (), 0, frozenset(), 1, 1.0), rounds=2)
+    wanted, memory = search.peers()
+    assert (wanted, memory) == (10.0, 4_300_000_000)
+    found = search.saved("1%", wanted, memory)
+    assert (found.budget_gb, found.tokens_per_s, found.peak_bytes) == (2.5, 10.0, 2_250_000_000)
+    assert found.saved == pytest.approx(1 - 2.25 / 4.3)
+    assert search.saved("2%", wanted, memory).budget_gb == 1.6  # the least that is tried
+    assert search.saved("0.5%", wanted, memory).budget_gb is None
+    times = Counter((run.budget_gb, run.engine) for run in search.runs if run.engine != PEER)
+    assert set(times.values()) == {2}
 
 
 def test_tables_of_known_runs() -> None:
