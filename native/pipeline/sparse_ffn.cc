@@ -51,10 +51,11 @@ const NeuronFile& checked(const NeuronFile& file, const SparseOptions& options, 
 
 // Missing neurons of one layer that find every cold slot in use. Looking ahead, two layers share the slots,
 // and the first may have taken all of them.
-size_t most_spilled(const NeuronFile& file, const SparseOptions& options) {
+size_t most_spilled(const NeuronFile& file, const SparseOptions& options, bool exact) {
   const size_t hot = *std::min_element(options.hot.begin(), options.hot.end());
   const size_t cold = file.neurons - std::min(hot, file.neurons), layers = options.ahead ? 2 : 1;
-  return std::min(cold, layers * cold - std::min(layers * cold, options.cold_slots));
+  const size_t missing = exact ? cold : std::min(cold, options.spill);
+  return std::min(missing, layers * missing - std::min(layers * missing, options.cold_slots));
 }
 
 size_t used_bytes(const quant::NeuronLayout& layout, bool gate_known) {
@@ -83,7 +84,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       held_bytes_(held_bytes(file_, options_.io, used_bytes_)),
       cache_(file_.neurons, options_.hot, options_.cold_slots, held_bytes_, options_.policy,
              options_.ahead ? 2 : 1),
-      spill_slots_(most_spilled(file_, options_)),
+      spill_slots_(most_spilled(file_, options_, !predictor_ || predictor_->gate(0))),
       spill_(spill_slots_ * held_bytes_ * (options_.ahead ? 2 : 1)),
       fetch_(file_, held_bytes_, options_.io),
       stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),

@@ -36,6 +36,9 @@ struct SparseOptions {
   // [layers] least score of a neuron in memory, and of a missing one, to be computed. Unused without a
   // predictor.
   std::vector<float> keep, fetch;
+  // Most missing neurons of a layer for which there are places even if few cold slots are free; where the
+  // predictor is no exact one, further ones are skipped.
+  size_t spill = SIZE_MAX;
   bool draft_only = false;  // the predictor chooses neurons for drafts alone; all else is computed dense
   bool ahead =
       false;  // the predictor of a layer is given the input of the layer before, but that of the first
@@ -48,7 +51,7 @@ struct SparseCounters {
   uint64_t candidates = 0;  // neurons computed at least in part
   uint64_t active = 0;      // with a product other than zero
   uint64_t missed = 0;      // candidates that had to be read
-  uint64_t skipped = 0;     // missing ones scored between keep and fetch
+  uint64_t skipped = 0;     // missing ones scored between keep and fetch, or without a place
   uint64_t reads = 0, bytes_read = 0;
   double stall_seconds = 0;  // waiting for the drive with nothing to compute
 };
@@ -96,7 +99,8 @@ class SparseFfn : public model::Ffn {
   Chosen& chosen(size_t layer) { return chosen_[turn(layer)]; }
   void choose(size_t layer, const model::Input& in, ThreadPool& pool);
   void consider(Chosen& c, uint32_t neuron, float score);
-  void request(Chosen& c, Neuron& neuron);
+  uint8_t* place(Chosen& c, uint32_t neuron);
+  void request(Chosen& c);
   void drop_unused();
   void abandon();
   void compute(size_t layer, List& list, size_t rows, ThreadPool& pool);

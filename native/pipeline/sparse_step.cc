@@ -100,7 +100,7 @@ void SparseFfn::choose(size_t layer, const Input& in, ThreadPool& pool) {
     }
   }
   // After all look-ups: making room may cost what this layer has and is yet to be asked for.
-  for (Neuron& neuron : c.coming.neurons) request(c, neuron);
+  request(c);
   counters_.candidates += c.present.neurons.size() + c.coming.neurons.size();
   counters_.missed += c.coming.neurons.size();
   trace::count("neurons in memory", static_cast<double>(c.present.neurons.size()));
@@ -116,11 +116,24 @@ void SparseFfn::consider(Chosen& c, uint32_t neuron, float score) {
     ++counters_.skipped;
 }
 
-void SparseFfn::request(Chosen& c, Neuron& neuron) {
-  uint8_t* place = cache_.admit(c.layer, neuron.index);
-  if (!place) place = spill_.data() + (turn(c.layer) * spill_slots_ + c.spilled++) * held_bytes_;
-  neuron.bundle = place;
-  fetch_.add(turn(c.layer), c.layer, neuron.index, place);
+uint8_t* SparseFfn::place(Chosen& c, uint32_t neuron) {
+  if (uint8_t* slot = cache_.admit(c.layer, neuron)) return slot;
+  if (c.spilled == spill_slots_) return nullptr;
+  return spill_.data() + (turn(c.layer) * spill_slots_ + c.spilled++) * held_bytes_;
+}
+
+// In store order, so what finds no place is what is rarely active.
+void SparseFfn::request(Chosen& c) {
+  auto& missing = c.coming.neurons;
+  const size_t wanted = missing.size();
+  std::erase_if(missing, [&](Neuron& neuron) {
+    uint8_t* to = place(c, neuron.index);
+    if (!to) return true;
+    neuron.bundle = to;
+    fetch_.add(turn(c.layer), c.layer, neuron.index, to);
+    return false;
+  });
+  counters_.skipped += wanted - missing.size();
 }
 
 // The calling thread feeds the drive between its chunks.

@@ -167,6 +167,7 @@ class SparseOptions:
         ahead: bool = False,
         sketch: SketchFile | None = None,
         overlap: bool = True,
+        spill: int = ...,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hotset.formats.sparsity import ffn_floors, read_sparsity
 from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
 from hotset.models import Model, TensorSpec, least_gate
 from hotset.planner.plan_file import Plan
+from hotset.planner.sizes import spill_places
 
 _IN_BUNDLES = ("gate", "up", "down", "gate_bias", "up_bias")
 Predict = Literal["exact", "auto"]
@@ -218,4 +219,5 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         ahead=ahead,
         sketch=sketch,
         overlap=plan.overlap,
+        spill=spill_places(plan.predictor, model.config.ffn),
     )

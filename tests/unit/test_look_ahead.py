@@ -55,6 +55,20 @@ def test_memory_changes_nothing_where_nothing_is_skipped(model: SparseModel, map
         assert 0.2 < stats["candidates"] / (len(STEPS) * LAYERS * NEURONS) < 0.4  # of a normal distribution, 31 %
 
 
+def test_missing_neurons_without_a_place_are_skipped(model: SparseModel, maps: Any) -> None:
+    hot, spill, never = 40, 25, [1e30] * LAYERS
+    known = model.sparse(_core.SparseOptions([hot + spill] * LAYERS, 0, "lru", "low-rank", EVERY, never, maps[1]))
+    want = run(known, PROMPT, STEPS)  # what is not hot is not fetched
+    tight = _core.SparseOptions(
+        [hot] * LAYERS, 0, "lru", "low-rank", EVERY, EVERY, maps[1], depth=16, ahead=True, spill=spill
+    )
+    engine = model.sparse(tight)
+    assert (run(engine, PROMPT, STEPS) == want).all()
+    stats = engine.sparse_stats
+    assert stats["candidates"] == len(STEPS) * LAYERS * (hot + spill)
+    assert stats["skipped"] == len(STEPS) * LAYERS * (NEURONS - hot - spill)
+
+
 def test_a_layer_is_chosen_by_the_input_of_the_one_before(model: SparseModel, maps: Any) -> None:
     engine = model.sparse(options(maps, 30, 100, least=SOME))
     engine.record(activations=True, inputs=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, Forecast, forecast, reads_in_order_win
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import NeuronSizes, Predictor
+from hotset.planner.sizes import NeuronSizes, Predictor, spill_places
 from hotset.planner.use import NeuronUse, neuron_use
 
 POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
@@ -86,10 +86,9 @@ def place(
     and cold is tried at 256 places, because a cold slot follows the text and a hot one does not.
     Raises: MemoryBudgetError if not even one layer's neurons fit.
     """
-    need = sizes.ffn * sizes.stride  # one layer's neurons pass through memory, if not all stay
-    if room < need:
-        raise MemoryBudgetError(f"the neurons need {need - room} bytes more than there are; raise the budget")
-    fitting = [p for p in predictors if sizes.predictor_bytes(p) + need * sizes.layers_at_work(p) <= room] or ["all"]
+    fitting = [p for p in predictors if _least(sizes, p) <= room] or ["all"]
+    if (short := _least(sizes, fitting[0]) - room) > 0:
+        raise MemoryBudgetError(f"the neurons need {short} bytes more than there are; raise the budget")
     found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, profiled, host) for p in fitting]
     whole = [f for f in found if sum(f.hot) == sizes.neurons]
     # Nothing is read, so what is predicted exactly makes little difference.
@@ -98,6 +97,11 @@ def place(
     if all(f.forecast is not None for f in found):
         return max(found, key=lambda f: f.forecast.tokens_per_s if f.forecast else 0)
     return min(found, key=lambda f: _expected_misses(f, sizes))
+
+
+def _least(sizes: NeuronSizes, predictor: Predictor) -> int:
+    """Bytes with which it works, none kept: the missing neurons of a layer pass through memory."""
+    return sizes.predictor_bytes(predictor) + sizes.most_missing(predictor, 0) * sizes.of(predictor).stride
 
 
 def _expected_misses(placement: Placement, sizes: NeuronSizes) -> float:
@@ -131,10 +135,9 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
 
 def _splits(use: NeuronUse, sizes: NeuronSizes, predictor: Predictor, left: int) -> Iterator[tuple[int, int]]:
     """(border, cold slots) of every hot set that fits, with slots for all that the layers at work can miss."""
-    at_work = sizes.layers_at_work(predictor)
     for border, hot in enumerate(use.hot):
         slots = (left - int(hot.sum()) * sizes.stride) // sizes.slot_bytes
-        if border > 0 and slots < at_work * (sizes.ffn - int(hot.min())):
+        if border > 0 and slots < sizes.most_missing(predictor, int(hot.min())):
             return
         yield border, min(slots, sizes.neurons - int(hot.sum()))
 
@@ -143,10 +146,10 @@ def _grown(hot: NDArray[np.int64], sizes: NeuronSizes, predictor: Predictor, lef
     """The hot sets with as many more neurons of each layer as fit without cold slots."""
     if left >= sizes.neurons * sizes.stride:
         return (sizes.ffn,) * sizes.layers
-    at_work = sizes.layers_at_work(predictor)
     spare = left - int(hot.sum()) * sizes.stride - sizes.spill_bytes(predictor, int(hot.min()), 0)
-    each = max(1, sizes.layers - at_work) * sizes.stride  # one of each layer, and one less to spill of those at work
-    more = max(0, spare) // each
+    # One of each layer, and as long as all of them may spill one less of those at work.
+    spilled = sizes.layers_at_work(predictor) if spill_places(predictor, sizes.ffn) == sizes.ffn else 0
+    more = max(0, spare) // (max(1, sizes.layers - spilled) * sizes.stride)
     return tuple(int(n) for n in np.minimum(hot + more, sizes.ffn))
 
 
