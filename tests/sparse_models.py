@@ -89,7 +89,7 @@ def make_sparse_model(folder: Path, config: ModelConfig, fmt: str, seed: int = 0
     dense_ffn: list[_core.TensorRef] = []
     vector = _core.vector_bytes(fmt, d)
     stride = (vector * (3 if config.gated else 2) + 511) // 512 * 512
-    offsets, sums, up_biases = list[int](), list[list[int]](), list[list[float]]()
+    offsets, sums, up_biases = list[int](), list[NDArray[np.uint32]](), list[list[float]]()
     for layer in range(len(config.layers)):
         shapes = {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}
         resident += [main.matrix(role, layer, normal(*s) / np.float32(s[1] ** 0.5)) for role, s in shapes.items()]
@@ -107,7 +107,7 @@ def make_sparse_model(folder: Path, config: ModelConfig, fmt: str, seed: int = 0
             up_biases.append([float(x) for x in 0.3 * normal(n)])
             dense_ffn.append(dense.vector("up_bias", layer, np.array(up_biases[-1], np.float32)))
         used = vector * len(roles)
-        sums.append([_core.crc32c(row[:used].tobytes()) for row in bundle])
+        sums.append(np.array([_core.crc32c(row[:used].tobytes()) for row in bundle], np.uint32))
         offsets.append(bundles.add(bundle.tobytes()))
     for file in (main, dense, bundles):
         file.write()

@@ -24,6 +24,7 @@ Format neuron_format(const std::string& name) {
 
 using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void check_bytes(size_t rows, size_t bytes, size_t want_rows, size_t want_bytes) {
@@ -64,11 +65,13 @@ nb::ndarray<nb::numpy, float> decode_vectors(const std::string& fmt, const Const
 
 void make_neuron_file(pipeline::NeuronFile* self, std::string path, const std::string& fmt, size_t hidden,
                       bool gated, size_t stride, size_t neurons, std::vector<uint64_t> offsets,
-                      std::vector<std::vector<uint32_t>> crc32c, std::vector<std::vector<float>> gate_bias,
+                      const std::vector<Sums>& crc32c, std::vector<std::vector<float>> gate_bias,
                       std::vector<std::vector<float>> up_bias) {
+  std::vector<std::vector<uint32_t>> sums;  // not from Python numbers, which take ten times the memory
+  for (const Sums& s : crc32c) sums.emplace_back(s.data(), s.data() + s.size());
   new (self) pipeline::NeuronFile{std::move(path),   {neuron_format(fmt), hidden, gated, stride},
                                   neurons,           std::move(offsets),
-                                  std::move(crc32c), std::move(gate_bias),
+                                  std::move(sums),   std::move(gate_bias),
                                   std::move(up_bias)};
 }
 

@@ -9,6 +9,7 @@ NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions
     : file_(file),
       bytes_(bytes),
       io_(options_for(file, std::move(io))),
+      gap_(kMostGap),
       reader_(io::open_reader(file.path, io_)) {}
 
 void NeuronFetch::register_memory(std::span<uint8_t> memory) {
@@ -23,7 +24,17 @@ void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* plac
     if (!memory_.empty()) reader_->register_memory(memory_);
   }
   if (in_flight_ == 0 && batches_[1 - batch].reads.empty()) first_ = batch;
-  batches_[batch].reads.push_back({file_.position(layer, neuron), {place, bytes_}, batch});
+  auto& reads = batches_[batch].reads;
+  const uint64_t at = file_.position(layer, neuron);
+  bridge(reads, at, batch);
+  reads.push_back({at, {place, bytes_}, batch});
+}
+
+// A short gap after the last read is read, too, and forgotten, so that what is on both sides is one request.
+void NeuronFetch::bridge(std::vector<io::Read>& reads, uint64_t to, uint64_t tag) {
+  if (reads.empty()) return;
+  const uint64_t from = reads.back().offset + reads.back().dst.size();
+  if (from < to && to - from <= gap_.size()) reads.push_back({from, {gap_.data(), to - from}, tag});
 }
 
 void NeuronFetch::send(size_t most) {
@@ -35,7 +46,7 @@ void NeuronFetch::send(size_t most) {
     const size_t sent = reader_->submit({b.reads.data() + b.sent, n});
     b.sent += sent;
     in_flight_ += sent;
-    neurons_ += sent;
+    for (size_t j = b.sent - sent; j < b.sent; ++j) bytes_read_ += b.reads[j].dst.size();
     requests_ += reader_->requests() - before;
     most -= sent;
   }

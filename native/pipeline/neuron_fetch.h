@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "base/memory.h"
 #include "io/reader.h"
 #include "pipeline/neuron_file.h"
 
@@ -30,8 +31,8 @@ class NeuronFetch {
   void wait(size_t batch);
   void abandon();  // ends all reads
 
-  uint64_t requests() const { return requests_; }  // that the drive got: adjoining neurons are one
-  uint64_t bytes_read() const { return neurons_ * bytes_; }
+  uint64_t requests() const { return requests_; }      // that the drive got: neurons that are near are one
+  uint64_t bytes_read() const { return bytes_read_; }  // gaps included
   double stall_seconds() const { return stall_seconds_; }  // in wait()
 
  private:
@@ -39,18 +40,22 @@ class NeuronFetch {
     std::vector<io::Read> reads;
     size_t sent = 0, ended = 0;
   };
+  // Reading so much more takes a drive no longer than another request; twice as much does.
+  static constexpr size_t kMostGap = size_t{16} << 10;
+  void bridge(std::vector<io::Read>& reads, uint64_t to, uint64_t tag);
   void send(size_t most);
   void take(size_t min_done);
 
   const NeuronFile& file_;
   size_t bytes_;
   io::ReaderOptions io_;
+  Buffer gap_;  // what is read between neurons goes here
   std::unique_ptr<io::Reader> reader_;
   std::span<uint8_t> memory_;  // registered
   std::array<Batch, kBatches> batches_;
   size_t first_ = 0;      // batch that is sent first
   size_t in_flight_ = 0;  // of both
-  uint64_t neurons_ = 0, requests_ = 0;
+  uint64_t bytes_read_ = 0, requests_ = 0;
   double stall_seconds_ = 0;
 };
 

@@ -130,7 +130,7 @@ class NeuronFile:
         stride: int,
         neurons: int,
         offsets: Seq[int],
-        crc32c: Seq[Seq[int]],
+        crc32c: Seq[NDArray[np.uint32]],
         gate_bias: Seq[Seq[float]] = (),
         up_bias: Seq[Seq[float]] = (),
     ) -> None: ...

@@ -163,7 +163,7 @@ def _neuron_file(store: Store, model: Model) -> _core.NeuronFile:
         info.stride,
         info.ffn,
         info.offsets,
-        [info.read_crc32c(layer).tolist() for layer in range(info.layers)],
+        [info.read_crc32c(layer) for layer in range(info.layers)],
         gate_bias=_biases(store, info, model, "gate_bias"),
         up_bias=_biases(store, info, model, "up_bias"),
     )

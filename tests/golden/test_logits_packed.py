@@ -96,7 +96,7 @@ def sparse_engine(store: Store, isa: str, hot: int, slots: int, predictor: str =
         info.stride,
         info.ffn,
         info.offsets,
-        [info.read_crc32c(i).tolist() for i in range(info.layers)],
+        [info.read_crc32c(i) for i in range(info.layers)],
         **biases,
     )
     return _core.Engine(

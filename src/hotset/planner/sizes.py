@@ -10,8 +10,8 @@ Predictor = Literal["all", "gate", "low-rank", "sketch"]
 PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
 _RING = 8  # pieces in flight
 _TILE = 16  # rows of scores
-# Of every neuron: place in the cache, checksums with and without gate, and the Python number that one was read as.
-_TABLE_BYTES = 4 + 4 + 4 + 44
+# Of every neuron: place in the cache, and checksums with and without gate.
+_TABLE_BYTES = 4 + 4 + 4
 _SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
 _THREAD_BYTES = 1 << 20  # products of 32 neurons for 128 tokens, and lists of them
 

@@ -67,12 +67,12 @@ class NeuronModel:
         vectors = self._encoded(_DISTINCT * len(_LAYOUT.roles))
         bundles = np.zeros((_DISTINCT, stride), np.uint8)
         bundles[:, : _LAYOUT.bytes] = vectors.reshape(_DISTINCT, _LAYOUT.bytes)
-        sums = [_core.crc32c(bundle[: _LAYOUT.bytes]) for bundle in bundles]
+        sums = np.array([_core.crc32c(bundle[: _LAYOUT.bytes]) for bundle in bundles], np.uint32)
         repeats = neurons // _DISTINCT
         with path.open("wb") as file:
             for _ in range(repeats):
                 file.write(bundles.data)
-        return _core.NeuronFile(str(path), _LAYOUT.fmt, HIDDEN, True, stride, neurons, [0], [sums * repeats])
+        return _core.NeuronFile(str(path), _LAYOUT.fmt, HIDDEN, True, stride, neurons, [0], [np.tile(sums, repeats)])
 
     def _encoded(self, count: int) -> NDArray[np.uint8]:
         out = np.empty((count, _LAYOUT.vector_bytes), np.uint8)
