@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/trace.h"
@@ -25,6 +26,7 @@ QueueReader::QueueReader(File file, const ReaderOptions& options)
     : file_(std::move(file)),
       depth_(options.depth),
       merged_bytes_(options.merged_bytes),
+      gap_bytes_(options.gap_bytes),
       slots_(16 * options.depth) {
   for (size_t i = slots_.size(); i-- > 0;) free_.push_back(static_cast<uint32_t>(i));
 }
@@ -49,6 +51,7 @@ size_t QueueReader::submit(std::span<const Read> reads) {
   const size_t taken = place(reads);
   transfers_ += starting_.size();
   requests_ += starting_.size();
+  for (const Transfer t : starting_) bytes_ += slots_[t].bytes;
   if (taken > 0) start(starting_);
   return taken;
 }
@@ -58,45 +61,53 @@ size_t QueueReader::place(std::span<const Read> reads) {
   const uint64_t now = trace::on() ? trace::now() : 0;
   starting_.clear();
   uint32_t last = kLast;
-  size_t bytes = 0, parts = 0, taken = 0;
+  size_t taken = 0;
   for (; taken < reads.size() && !free_.empty(); ++taken) {
     const Read& read = reads[taken];
-    bytes += read.dst.size();
-    const bool adjoins =
-        last != kLast && slots_[last].read.offset + slots_[last].read.dst.size() == read.offset;
-    const bool joins = adjoins && bytes <= merged_bytes_ && parts < kMostParts;
+    const bool joins = last != kLast && near(slots_[starting_.back()], slots_[last], read) &&
+                       bounce(slots_[starting_.back()]);
     if (!joins && transfers_ + starting_.size() == depth_) break;
     const uint32_t slot = free_.back();
     free_.pop_back();
-    slots_[slot] = {read, kLast, now};
-    if (joins) {
-      slots_[last].next = slot;
-      ++parts;
-    } else {
+    slots_[slot] = {read, kLast, now, nullptr, read.dst.size()};
+    if (joins)
+      join(slots_[starting_.back()], slots_[last], slot);
+    else
       starting_.push_back(slot);
-      bytes = read.dst.size();
-      parts = 1;
-    }
     last = slot;
   }
   return taken;
 }
 
-size_t QueueReader::bytes_of(Transfer t) const {
-  size_t bytes = 0;
-  for (uint32_t i = t; i != kLast; i = slots_[i].next) bytes += slots_[i].read.dst.size();
-  return bytes;
+bool QueueReader::near(const Slot& first, const Slot& last, const Read& read) const {
+  const uint64_t end = last.read.offset + last.read.dst.size();
+  return read.offset >= end && read.offset - end <= gap_bytes_ &&
+         read.offset + read.dst.size() - first.read.offset <= merged_bytes_;
 }
 
-std::span<uint8_t> QueueReader::only_part(Transfer t) const {
-  return slots_[t].next == kLast ? slots_[t].read.dst : std::span<uint8_t>{};
+void QueueReader::join(Slot& first, Slot& last, uint32_t slot) {
+  const Read& read = slots_[slot].read;
+  last.next = slot;
+  first.bytes = read.offset + read.dst.size() - first.read.offset;
 }
 
-size_t QueueReader::parts_of(Transfer t, std::span<iovec> parts) const {
-  size_t n = 0;
-  for (uint32_t i = t; i != kLast; i = slots_[i].next)
-    parts[n++] = {slots_[i].read.dst.data(), slots_[i].read.dst.size()};
-  return n;
+// Memory for the parts of a transfer, if there is some left.
+bool QueueReader::bounce(Slot& first) {
+  if (first.bounce) return true;
+  if (bounces_.size() == 0) {
+    const size_t count = std::min(depth_, kMostBounces);
+    bounces_ = Buffer(count * merged_bytes_);
+    for (size_t i = count; i-- > 0;) unused_.push_back(bounces_.data() + i * merged_bytes_);
+  }
+  if (unused_.empty()) return false;
+  first.bounce = unused_.back();
+  unused_.pop_back();
+  return true;
+}
+
+std::span<uint8_t> QueueReader::target(Transfer t) const {
+  const Slot& first = slots_[t];
+  return {first.bounce ? first.bounce : first.read.dst.data(), first.bytes};
 }
 
 size_t QueueReader::wanted(const Read& read) const {
@@ -117,14 +128,19 @@ void QueueReader::complete(const Read& read, ssize_t got) {
 
 void QueueReader::finish(const Done& done) {
   --transfers_;
-  if (const uint64_t started = slots_[done.transfer].started; started > 0 && trace::on())
+  const Slot first = slots_[done.transfer];
+  if (first.started > 0 && trace::on())
     trace::record(
-        {"read", started, trace::now(), trace::Kind::read, static_cast<uint32_t>(bytes_of(done.transfer))});
-  ssize_t left = done.got;
+        {"read", first.started, trace::now(), trace::Kind::read, static_cast<uint32_t>(first.bytes)});
+  if (first.bounce) unused_.push_back(first.bounce);
   for (uint32_t i = done.transfer; i != kLast; i = slots_[i].next) {
     const Read& read = slots_[i].read;
-    complete(read, left);
-    left = left < 0 ? left : std::max<ssize_t>(0, left - static_cast<ssize_t>(read.dst.size()));
+    const auto at = static_cast<ssize_t>(read.offset - first.read.offset);
+    const ssize_t got = done.got < 0
+                            ? done.got
+                            : std::clamp<ssize_t>(done.got - at, 0, static_cast<ssize_t>(read.dst.size()));
+    if (first.bounce && got > 0) std::memcpy(read.dst.data(), first.bounce + at, static_cast<size_t>(got));
+    complete(read, got);
     ended_.push_back(read.tag);
     free_.push_back(i);
   }

@@ -69,13 +69,10 @@ class FaultReader final : public QueueReader {
     std::swap(waiting_.front(), waiting_[below(waiting_.size())]);
     const Transfer t = waiting_.front();
     waiting_.pop_front();
-    iovec parts[kMostParts];
-    const size_t n = parts_of(t, parts);
-    iovec left[kMostParts];
-    std::copy_n(parts, n, left);
-    const ssize_t got = read_parts(file().fd(), {left, n}, offset_of(t));
+    const auto to = target(t);
+    const ssize_t got = read_fully(file().fd(), to.data(), to.size(), offset_of(t));
     hit_ = std::bernoulli_distribution(schedule_.rate)(rng_);
-    done = {t, hit_ && got > 0 ? harm({parts, n}, static_cast<size_t>(got)) : got};
+    done = {t, hit_ && got > 0 ? harm(to, static_cast<size_t>(got)) : got};
     return true;
   }
 
@@ -86,32 +83,25 @@ class FaultReader final : public QueueReader {
     return hit_ && is("cut") ? got / 2 : got;
   }
 
-  ssize_t harm(std::span<const iovec> parts, size_t got) {
+  ssize_t harm(std::span<uint8_t> data, size_t got) {
     if (is("error") || is("flaky")) {
-      scribble(parts, 0);
+      scribble(data);
       return -EIO;
     }
     if (is("short") || is("cut")) {
       const size_t kept = below(got);
-      scribble(parts, kept);
+      scribble(data.subspan(kept));
       return static_cast<ssize_t>(kept);
     }
     if (is("corrupt")) {
-      const iovec& part = parts[below(parts.size())];
-      static_cast<uint8_t*>(part.iov_base)[below(part.iov_len)] ^= static_cast<uint8_t>(1u << below(8));
+      data[below(data.size())] ^= static_cast<uint8_t>(1u << below(8));
     } else {
       std::this_thread::sleep_for(std::chrono::microseconds(below(5000)));
     }
     return static_cast<ssize_t>(got);
   }
 
-  static void scribble(std::span<const iovec> parts, size_t kept) {
-    for (const iovec& part : parts) {
-      const size_t intact = std::min(kept, part.iov_len);
-      std::memset(static_cast<uint8_t*>(part.iov_base) + intact, 0xa5, part.iov_len - intact);
-      kept -= intact;
-    }
-  }
+  static void scribble(std::span<uint8_t> data) { std::memset(data.data(), 0xa5, data.size()); }
 
   Schedule schedule_;
   std::mt19937_64 rng_;

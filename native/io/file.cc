@@ -84,25 +84,13 @@ bool File::is_cached(uint64_t offset, uint64_t size) const {
 }
 
 ssize_t read_fully(int fd, uint8_t* dst, size_t size, uint64_t offset) {
-  iovec part{dst, size};
-  return read_parts(fd, {&part, 1}, offset);
-}
-
-ssize_t read_parts(int fd, std::span<iovec> parts, uint64_t offset) {
   size_t done = 0;
-  while (!parts.empty()) {
-    const ssize_t n =
-        preadv(fd, parts.data(), static_cast<int>(parts.size()), static_cast<off_t>(offset + done));
+  while (done < size) {
+    const ssize_t n = pread(fd, dst + done, size - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return done > 0 ? static_cast<ssize_t>(done) : -errno;
     if (n == 0) break;
     done += static_cast<size_t>(n);
-    for (auto left = static_cast<size_t>(n); left > 0;) {
-      const size_t used = std::min(left, parts[0].iov_len);
-      parts[0] = {static_cast<uint8_t*>(parts[0].iov_base) + used, parts[0].iov_len - used};
-      if (parts[0].iov_len == 0) parts = parts.subspan(1);
-      left -= used;
-    }
   }
   return static_cast<ssize_t>(done);
 }

@@ -2,11 +2,9 @@
 #pragma once
 
 #include <sys/types.h>
-#include <sys/uio.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 
 namespace hotset::io {
@@ -38,8 +36,6 @@ class File {
 
 // pread(2) that only stops short at the end of the file. Returns bytes read, or -errno.
 ssize_t read_fully(int fd, uint8_t* dst, size_t size, uint64_t offset);
-// The same for several destinations of one range (preadv(2)); changes `parts`.
-ssize_t read_parts(int fd, std::span<iovec> parts, uint64_t offset);
 
 // "PATH: read of WANTED bytes at OFFSET got GOT" or the error of -errno.
 [[noreturn]] void throw_read_error(const std::string& path, uint64_t offset, ssize_t got, size_t wanted);

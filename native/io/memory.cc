@@ -24,14 +24,10 @@ class MemoryReader final : public QueueReader {
     for (Transfer t : transfers) ended_.push_back({t, copy(t)});
   }
   ssize_t copy(Transfer t) {
-    iovec parts[kMostParts];
-    uint64_t at = offset_of(t);
-    for (const iovec& part : std::span(parts, parts_of(t, parts))) {
-      const size_t n = std::min<size_t>(part.iov_len, content_.size() - at);
-      std::memcpy(part.iov_base, content_.data() + at, n);
-      at += n;
-    }
-    return static_cast<ssize_t>(at - offset_of(t));
+    const auto to = target(t);
+    const size_t n = std::min<size_t>(to.size(), content_.size() - offset_of(t));
+    std::memcpy(to.data(), content_.data() + offset_of(t), n);
+    return static_cast<ssize_t>(n);
   }
   bool take(Done& done, size_t) override {
     done = ended_.front();

@@ -17,7 +17,7 @@ class NullReader final : public QueueReader {
     ended_.insert(ended_.end(), transfers.begin(), transfers.end());
   }
   bool take(Done& done, size_t) override {
-    done = {ended_.front(), static_cast<ssize_t>(bytes_of(ended_.front()))};
+    done = {ended_.front(), static_cast<ssize_t>(target(ended_.front()).size())};
     ended_.pop_front();
     return true;
   }

@@ -1,4 +1,4 @@
-// A few threads that call preadv(2): for kernels and sandboxes without io_uring.
+// A few threads that call pread(2): for kernels and sandboxes without io_uring.
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
@@ -59,8 +59,8 @@ class PreadReader final : public QueueReader {
       const Transfer t = waiting_.front();
       waiting_.pop_front();
       lock.unlock();
-      iovec parts[kMostParts];
-      const ssize_t got = read_parts(file().fd(), {parts, parts_of(t, parts)}, offset_of(t));
+      const auto to = target(t);
+      const ssize_t got = read_fully(file().fd(), to.data(), to.size(), offset_of(t));
       lock.lock();
       ended_.push_back({t, got});
       one_ended_.notify_one();

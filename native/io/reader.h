@@ -25,9 +25,10 @@ class Reader {
   virtual size_t alignment() const = 0;   // bytes; 1 means any (buffered)
   virtual size_t depth() const = 0;       // most requests in flight
   virtual uint64_t requests() const = 0;  // that the drive got so far
+  virtual uint64_t bytes() const = 0;     // that these asked for, gaps included
   virtual uint64_t file_bytes() const = 0;
   // Queues as many of `reads` as there is room for, in order, and returns at once how many: all if no more
-  // than depth() are in flight then. Reads whose ranges adjoin in that order are one request, wherever they
+  // than depth() are in flight then. Reads whose ranges are near in that order are one request, wherever they
   // go to. The last block of the file may reach past its end by less than alignment(); what lies there is not
   // written. Throws IoError: which field of which read is misaligned or past the end; then none is queued.
   virtual size_t submit(std::span<const Read> reads) = 0;
@@ -46,8 +47,10 @@ struct ReaderOptions {
   std::string backend = "auto";
   size_t depth = 64;   // 1 to 4096; pread starts up to 16 threads
   bool direct = true;  // O_DIRECT where the file system takes it (tried by a real read), else buffered
-  // Most bytes of adjoining reads that go as one; at 64 KiB a drive is near its sequential rate.
-  size_t merged_bytes = size_t{64} << 10;
+  // Most bytes that go as one request, and most between two reads that are read with them and forgotten: so
+  // much more takes a drive no longer than another request.
+  size_t merged_bytes = size_t{128} << 10;
+  size_t gap_bytes = size_t{32} << 10;
 };
 std::unique_ptr<Reader> open_reader(const std::string& path, const ReaderOptions& options);
 bool io_uring_compiled();

@@ -30,8 +30,7 @@ constexpr size_t kMostRegistered = size_t{1} << 30;  // of one registered piece,
 
 class UringReader final : public QueueReader {
  public:
-  UringReader(File opened, const ReaderOptions& options)
-      : QueueReader(std::move(opened), options), parts_(most_reads() + kMostParts) {
+  UringReader(File opened, const ReaderOptions& options) : QueueReader(std::move(opened), options) {
     const int error = set_up(&ring_, options.depth);
     if (error < 0) fail("cannot set up io_uring", error);
     const int fd = file().fd();
@@ -64,8 +63,7 @@ class UringReader final : public QueueReader {
   }
 
   void start(std::span<const Transfer> transfers) override {
-    size_t used = 0;  // of parts_: the kernel has copied them when submit returns
-    for (Transfer t : transfers) used += prepare(t, used);
+    for (Transfer t : transfers) prepare(t);
     for (size_t left = transfers.size(); left > 0;) {
       const int n = io_uring_submit(&ring_);
       if (n == -EINTR) continue;
@@ -75,24 +73,17 @@ class UringReader final : public QueueReader {
     }
   }
 
-  // Returns how many parts it used from `first` on.
-  size_t prepare(Transfer t, size_t first) {
+  void prepare(Transfer t) {
     io_uring_sqe* sqe = io_uring_get_sqe(&ring_);  // never null: submit() admits no more than `depth` reads
     const int fd = file_registered_ ? 0 : file().fd();
-    const std::span<uint8_t> only = only_part(t);
-    const auto size = static_cast<unsigned>(only.size());
-    size_t parts = 0;
-    if (only.empty()) {
-      parts = parts_of(t, std::span(parts_).subspan(first));
-      io_uring_prep_readv(sqe, fd, &parts_[first], static_cast<unsigned>(parts), offset_of(t));
-    } else if (const int index = registered(only); index >= 0) {
-      io_uring_prep_read_fixed(sqe, fd, only.data(), size, offset_of(t), index);
-    } else {
-      io_uring_prep_read(sqe, fd, only.data(), size, offset_of(t));
-    }
+    const std::span<uint8_t> to = target(t);
+    const auto size = static_cast<unsigned>(to.size());
+    if (const int index = registered(to); index >= 0)
+      io_uring_prep_read_fixed(sqe, fd, to.data(), size, offset_of(t), index);
+    else
+      io_uring_prep_read(sqe, fd, to.data(), size, offset_of(t));
     if (file_registered_) io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data(sqe, reinterpret_cast<void*>(uintptr_t{t}));
-    return parts;
   }
 
   // Number of the registered piece that holds all of `dst`, or -1.
@@ -121,7 +112,6 @@ class UringReader final : public QueueReader {
   io_uring ring_;
   bool file_registered_ = false;
   std::span<uint8_t> memory_;  // registered, in pieces
-  std::vector<iovec> parts_;   // of the transfers being submitted
   size_t in_kernel_ = 0;       // transfers submitted and not taken
 };
 

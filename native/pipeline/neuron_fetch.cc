@@ -9,7 +9,6 @@ NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions
     : file_(file),
       bytes_(bytes),
       io_(options_for(file, std::move(io))),
-      gap_(kMostGap),
       reader_(io::open_reader(file.path, io_)) {}
 
 void NeuronFetch::register_memory(std::span<uint8_t> memory) {
@@ -24,31 +23,33 @@ void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* plac
     if (!memory_.empty()) reader_->register_memory(memory_);
   }
   if (in_flight_ == 0 && batches_[1 - batch].reads.empty()) first_ = batch;
-  auto& reads = batches_[batch].reads;
-  const uint64_t at = file_.position(layer, neuron);
-  bridge(reads, at, batch);
-  reads.push_back({at, {place, bytes_}, batch});
+  batches_[batch].reads.push_back({file_.position(layer, neuron), {place, bytes_}, batch});
 }
 
-// A short gap after the last read is read, too, and forgotten, so that what is on both sides is one request.
-void NeuronFetch::bridge(std::vector<io::Read>& reads, uint64_t to, uint64_t tag) {
-  if (reads.empty()) return;
-  const uint64_t from = reads.back().offset + reads.back().dst.size();
-  if (from < to && to - from <= gap_.size()) reads.push_back({from, {gap_.data(), to - from}, tag});
+// How many reads of a batch to send next: about `most`, but none that goes with its neighbour as one request
+// is left.
+size_t NeuronFetch::upto_gap(const Batch& b, size_t most) const {
+  const size_t waiting = b.reads.size() - b.sent;
+  if (most == 0 || waiting <= most) return std::min(waiting, most);
+  for (size_t n = most; n < std::min(waiting, 2 * most); ++n) {
+    const io::Read &last = b.reads[b.sent + n - 1], &next = b.reads[b.sent + n];
+    if (next.offset - (last.offset + last.dst.size()) > io_.gap_bytes) return n;
+  }
+  return std::min(waiting, 2 * most);
 }
 
 void NeuronFetch::send(size_t most) {
   for (size_t i = 0; i < kBatches; ++i) {
     Batch& b = batches_[(first_ + i) % kBatches];
-    const size_t n = std::min(b.reads.size() - b.sent, most);
+    const size_t n = upto_gap(b, most);
     if (n == 0) continue;
-    const uint64_t before = reader_->requests();
+    const uint64_t before = reader_->requests(), bytes = reader_->bytes();
     const size_t sent = reader_->submit({b.reads.data() + b.sent, n});
     b.sent += sent;
     in_flight_ += sent;
-    for (size_t j = b.sent - sent; j < b.sent; ++j) bytes_read_ += b.reads[j].dst.size();
     requests_ += reader_->requests() - before;
-    most -= sent;
+    bytes_read_ += reader_->bytes() - bytes;
+    most -= std::min(most, sent);
   }
 }
 

@@ -6,7 +6,6 @@
 #include <span>
 #include <vector>
 
-#include "base/memory.h"
 #include "io/reader.h"
 #include "pipeline/neuron_file.h"
 
@@ -32,7 +31,7 @@ class NeuronFetch {
   void abandon();  // ends all reads
 
   uint64_t requests() const { return requests_; }      // that the drive got: neurons that are near are one
-  uint64_t bytes_read() const { return bytes_read_; }  // gaps included
+  uint64_t bytes_read() const { return bytes_read_; }  // with gaps
   double stall_seconds() const { return stall_seconds_; }  // in wait()
 
  private:
@@ -40,16 +39,13 @@ class NeuronFetch {
     std::vector<io::Read> reads;
     size_t sent = 0, ended = 0;
   };
-  // Reading so much more takes a drive no longer than another request; twice as much does.
-  static constexpr size_t kMostGap = size_t{16} << 10;
-  void bridge(std::vector<io::Read>& reads, uint64_t to, uint64_t tag);
+  size_t upto_gap(const Batch& b, size_t most) const;
   void send(size_t most);
   void take(size_t min_done);
 
   const NeuronFile& file_;
   size_t bytes_;
   io::ReaderOptions io_;
-  Buffer gap_;  // what is read between neurons goes here
   std::unique_ptr<io::Reader> reader_;
   std::span<uint8_t> memory_;  // registered
   std::array<Batch, kBatches> batches_;

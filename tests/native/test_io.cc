@@ -98,7 +98,7 @@ void test_random_reads(const std::string& path, const std::vector<uint8_t>& want
 }  // the reader goes with reads in flight: none may write into freed memory
 
 void test_refusals(const std::string& path, const std::string& backend) {
-  const auto reader = io::open_reader(path, {backend, 2, true});
+  const auto reader = io::open_reader(path, {backend, 2, true, 0});
   const size_t a = reader->alignment();
   const Buffer memory(8 * 4096);
   uint8_t* p = memory.data();

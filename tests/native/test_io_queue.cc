@@ -1,4 +1,4 @@
-// What all back ends share: adjoining reads go as one, second tries, polling, registered memory; and drives
+// What all back ends share: near reads go as one, second tries, polling, registered memory; and drives
 // that misbehave.
 #include <stdlib.h>
 #include <unistd.h>
@@ -11,6 +11,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -24,7 +25,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr size_t kBlock = 4096, kBlocks = 700, kDepth = 96;
+constexpr size_t kBlock = 4096, kBlocks = 700, kDepth = 60;
 constexpr size_t kBytes = kBlocks * kBlock - 1000;  // ends inside a block
 
 std::vector<uint8_t> content() {
@@ -76,13 +77,15 @@ std::vector<size_t> some_blocks(size_t n, std::mt19937& rng) {
   return out;
 }
 
-// How many requests the rule makes of them, counted anew.
-size_t requests(const std::vector<size_t>& blocks, size_t merged_bytes) {
-  size_t n = 0, run = 0;
+// How many requests the rule makes of them, counted anew; merged, gap: most blocks of one, and between two
+// reads.
+size_t requests(const std::vector<size_t>& blocks, size_t merged, size_t gap) {
+  size_t n = 0, first = 0;
   for (size_t i = 0; i < blocks.size(); ++i) {
-    const bool adjoins = i > 0 && blocks[i] == blocks[i - 1] + 1;
-    run = adjoins && (run + 1) * kBlock <= merged_bytes && run < 64 ? run + 1 : 1;
-    n += run == 1;
+    const bool near = i > 0 && blocks[i] <= blocks[i - 1] + 1 + gap;
+    if (near && blocks[i] - first + 1 <= merged) continue;
+    first = blocks[i];
+    ++n;
   }
   return n;
 }
@@ -90,13 +93,14 @@ size_t requests(const std::vector<size_t>& blocks, size_t merged_bytes) {
 void test_merging(const std::string& path, const std::vector<uint8_t>& want, const std::string& backend) {
   std::mt19937 rng(5);
   for (const bool direct : {true, false})
-    for (const size_t merged : {size_t{0}, 2 * kBlock, 16 * kBlock, 1000 * kBlock}) {
-      const auto reader = io::open_reader(path, {backend, kDepth, direct, merged});
+    for (const auto& [merged, gap] :
+         std::vector<std::pair<size_t, size_t>>{{0, 0}, {2, 0}, {16, 0}, {16, 2}, {1000, 5}}) {
+      const auto reader = io::open_reader(path, {backend, kDepth, direct, merged * kBlock, gap * kBlock});
       for (int round = 0; round < 20; ++round) {
         const Batch batch(some_blocks(1 + rng() % kDepth, rng), rng);
         const uint64_t before = reader->requests();
         CHECK(reader->submit(batch.reads) == batch.reads.size());
-        CHECK(reader->requests() - before == requests(batch.blocks, merged));
+        CHECK(reader->requests() - before == requests(batch.blocks, merged, gap));
         std::vector<bool> seen(batch.reads.size());
         std::vector<uint64_t> tags(1 + rng() % 7);
         for (size_t done = 0; done < seen.size();) {
@@ -156,7 +160,7 @@ void test_faults_that_stay(const std::string& path, const std::vector<uint8_t>& 
   std::mt19937 rng(7);
   for (unsigned seed = 0; seed < 20; ++seed) {
     const auto reader = io::open_reader(
-        path, {"fault:" + kind + ":" + std::to_string(seed) + ":0.2", kDepth, true, 4 * kBlock});
+        path, {"fault:" + kind + ":" + std::to_string(seed) + ":0.2", kDepth, true, 4 * kBlock, 0});
     const Batch batch(some_blocks(kDepth, rng), rng);
     reader->submit(batch.reads);
     const std::string error = error_of([&] {

@@ -13,6 +13,7 @@ _TILE = 16  # rows of scores
 # Of every neuron: place in the cache, and checksums with and without gate.
 _TABLE_BYTES = 4 + 4 + 4
 _SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
+_BOUNCE_BYTES = 64 * (128 << 10)  # of reads that go as one request, native/io/backend.h
 _THREAD_BYTES = 1 << 20  # products of 32 neurons for 128 tokens, and lists of them
 
 
@@ -81,7 +82,7 @@ class NeuronSizes:
 
     def overhead_bytes(self, step_tokens: int, threads: int) -> int:
         """Everything but the neurons in memory and the predictor: tables, and buffers of prompts."""
-        buffers = _RING * PIECE_NEURONS * self.stride
+        buffers = _RING * PIECE_NEURONS * self.stride + _BOUNCE_BYTES
         # Products of a piece with their places, and activations as int8 with scales.
         prompts = step_tokens * (PIECE_NEURONS * 6 + self.hidden * 5 // 4)
         return self.neurons * _TABLE_BYTES + buffers + prompts + threads * _THREAD_BYTES
