@@ -72,8 +72,7 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
     sizes = neuron_sizes(store, model, trained).of(predictor)
     room = max(0, sum(planned.memory[part] for part in ("hot", "cold", "spill")) - _GROWTH)
     # Without cold slots the missing neurons of the layers at work need room, too.
-    at_work = sizes.layers_at_work(predictor)
-    prefix = max(0, room // sizes.stride - at_work * sizes.ffn) // max(1, sizes.layers - at_work)
+    prefix = max(0, room // sizes.stride - sizes.most_missing(predictor, 0)) // sizes.layers
     hot, cold = {
         "nothing kept": (0, 0),
         "hot prefix": (min(sizes.ffn, prefix), 0),

@@ -160,7 +160,7 @@ void test_faults_that_stay(const std::string& path, const std::vector<uint8_t>& 
   std::mt19937 rng(7);
   for (unsigned seed = 0; seed < 20; ++seed) {
     const auto reader = io::open_reader(
-        path, {"fault:" + kind + ":" + std::to_string(seed) + ":0.2", kDepth, true, 4 * kBlock, 0});
+        path, {"fault:" + kind + ":" + std::to_string(seed) + ":0.4", kDepth, true, 4 * kBlock, 0});
     const Batch batch(some_blocks(kDepth, rng), rng);
     reader->submit(batch.reads);
     const std::string error = error_of([&] {
