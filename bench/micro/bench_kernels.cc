@@ -111,27 +111,31 @@ void bench_matmul(const Options& options, const Kernels& k, Format f, const char
   }
 }
 
-void bench_attend(const Options& options, const Kernels& k, kernels::KvType type, const char* name) {
+// n queries (heads of a group) over keys and values of `total_bytes`, side by side in memory.
+void bench_attend(const Options& options, const Kernels& k, kernels::KvType type, const char* where,
+                  size_t total_bytes) {
+  const char* name = type == kernels::KvType::f16 ? "attend_f16" : "attend_int8";
   if (std::string(name).find(options.kernel) == std::string::npos) return;
-  constexpr size_t hd = 128, pages = 16;
-  const size_t page_bytes = kernels::kv_page_bytes(type, hd);
+  constexpr size_t hd = 128;
+  const size_t page_bytes = kernels::kv_page_bytes(type, hd), pages = total_bytes / page_bytes;
   const std::vector<float> kv = random_floats(hd, 1.0f);
   Buffer cache(page_bytes * pages);
   std::vector<const uint8_t*> table;
+  for (size_t slot = 0; slot < kernels::kPage; ++slot)
+    k.kv_store(type, kv.data(), kv.data(), hd, slot, cache.data());
   for (size_t p = 0; p < pages; ++p) {
     uint8_t* page = cache.data() + p * page_bytes;
-    for (size_t slot = 0; slot < kernels::kPage; ++slot)
-      k.kv_store(type, kv.data(), kv.data(), hd, slot, page);
+    if (p > 0) std::memcpy(page, cache.data(), page_bytes);
     table.push_back(page);
   }
   for (const size_t n : kTokens) {
     const std::vector<float> q = random_floats(n * hd, 0.1f);
     std::vector<float> o(n * hd), m(n), l(n);
-    const std::vector<int64_t> lo(n, 0), hi(n, pages * kernels::kPage);
+    const std::vector<int64_t> lo(n, 0), hi(n, static_cast<int64_t>(pages * kernels::kPage));
     const kernels::AttendState state{q.data(), lo.data(), hi.data(), m.data(), l.data(), o.data(), n, hd};
     const double s = best_time_s(options.seconds, [&] { k.attend(type, table.data(), pages, 0, state); });
     const double macs = static_cast<double>(2 * n * hd * pages * kernels::kPage);
-    std::printf("%-12s %-12s %-5s n=%-2zu %7.1f GB/s %7.1f GMAC/s\n", k.isa, name, "cache", n,
+    std::printf("%-12s %-12s %-5s n=%-2zu %7.1f GB/s %7.1f GMAC/s\n", k.isa, name, where, n,
                 static_cast<double>(page_bytes * pages) / s * 1e-9, macs / s * 1e-9);
   }
 }
@@ -215,8 +219,10 @@ int main(int argc, char** argv) {
       bench_matmul(options, k, f, "cache", cache_bytes, 4096, weights);
       if (options.dram_mib > 1) bench_matmul(options, k, f, "dram", weights.size(), 4096, weights);
     }
-    bench_attend(options, k, kernels::KvType::f16, "attend_f16");
-    bench_attend(options, k, kernels::KvType::int8, "attend_int8");
+    for (const kernels::KvType type : {kernels::KvType::f16, kernels::KvType::int8}) {
+      bench_attend(options, k, type, "cache", cache_bytes);
+      if (options.dram_mib > 1) bench_attend(options, k, type, "dram", weights.size());
+    }
     bench_vectors(options, k);
   }
 }

@@ -59,7 +59,9 @@ nb::object attend(const std::string& isa, const std::string& kv, nb::handle q, n
   const size_t n = query.shape(0), hd = query.shape(1);
   const auto first = view<const int64_t>(lo, "lo", {n}), last = view<const int64_t>(hi, "hi", {n});
   const auto tokens = static_cast<int64_t>(keys.shape(0));
-  if (hd == 0) throw InvalidArgument("q has heads of size 0");
+  if (hd == 0 || hd > kernels::kMaxHeadDim)
+    throw InvalidArgument("q has heads of size " + std::to_string(hd) + "; wanted 1 to " +
+                          std::to_string(kernels::kMaxHeadDim));
   for (size_t i = 0; i < n; ++i)
     if (first.data[i] < 0 || last.data[i] > tokens)
       throw InvalidArgument("lo and hi of query " + std::to_string(i) + " must lie within the " +

@@ -46,23 +46,29 @@ enum class KvType : uint8_t { f16, int8 };
 
 // One page of one layer and one KV head: keys, then values. hd = head size padded to a multiple of 16.
 //   f16   K f16 [hd][kPage], V f16 [kPage][hd]
-//   int8  K i8 [hd][kPage], V i8 [kPage][hd], f32 k_scale[kPage], f32 v_scale[kPage]   (absmax / 127 per
-//   token)
+//   int8  bf16 k_scale[key_groups(hd)][kPage], bf16 v_scale[kPage], K i8 [hd / 2][kPage][2], V i8 [kPage /
+//   2][hd][2]
+//         scales: absmax / 127, rounded up, of 32 columns of a token's key and of its whole value: keys have
+//         columns that are far larger than others, values have not
+inline constexpr size_t kKeyGroup = 32, kMaxHeadDim = 1024;
+constexpr size_t key_groups(size_t hd) { return (hd + kKeyGroup - 1) / kKeyGroup; }
+constexpr size_t kv_scale_bytes(size_t hd) { return (key_groups(hd) + 1) * kPage * 2; }
 constexpr size_t kv_page_bytes(KvType t, size_t hd) {
-  return t == KvType::f16 ? hd * kPage * 4 : hd * kPage * 2 + kPage * 8;
+  return t == KvType::f16 ? hd * kPage * 4 : hd * kPage * 2 + kv_scale_bytes(hd);
 }
 
 // Running softmax state of up to kTile queries that read the same KV head (the heads of a GQA group, or
 // several tokens of a prompt). Online softmax; source: Milakov & Gimelshein, arXiv:1805.02867.
 struct AttendState {
-  const float* q;     // [n][hd], already multiplied by the softmax scale; padding is 0
-  const int64_t* lo;  // [n] first position attended (inclusive): sliding window
-  const int64_t* hi;  // [n] last position attended (exclusive): causal limit
-  float* m;           // [n] running maximum, start at -inf
-  float* l;           // [n] running sum of exp(score - m), start at 0
-  float* o;           // [n][hd] running weighted sum of V, start at 0; divide by l at the end
-  size_t n;           // 1..kTile
-  size_t hd;          // multiple of 16
+  const float* q;                 // [n][hd], already multiplied by the softmax scale; padding is 0
+  const int64_t* lo;              // [n] first position attended (inclusive): sliding window
+  const int64_t* hi;              // [n] last position attended (exclusive): causal limit
+  float* m;                       // [n] running maximum, start at -inf
+  float* l;                       // [n] running sum of exp(score - m), start at 0
+  float* o;                       // [n][hd] running weighted sum of V, start at 0; divide by l at the end
+  size_t n;                       // 1..kTile
+  size_t hd;                      // multiple of 16, at most kMaxHeadDim
+  const uint8_t* next = nullptr;  // page that will be read after this call, if known: its head is fetched
 };
 
 struct Kernels {

@@ -16,7 +16,6 @@ using kernels::kTile;
 namespace {
 // Long contexts are cut here, always at the same places, so that the sum does not depend on who computes it.
 constexpr size_t kChunkPages = 4;
-constexpr size_t kAheadBytes = 2048;  // of a block, until the CPU sees the stream itself
 }  // namespace
 
 std::vector<float> rope_frequencies(const RopeDesc& rope, int64_t length) {
@@ -143,7 +142,7 @@ void Attention::finish_projections(const BatchSequence& s, size_t token, size_t 
   }
   const size_t position = s.position + token;
   const int32_t page = kv_.pages(s.seq)[position / kPage];
-  alignas(64) float padded[2][1024];  // head_dim <= 1024 is checked when the engine is made
+  alignas(64) float padded[2][kernels::kMaxHeadDim];  // checked when the engine is made
   for (int64_t h = 0; h < desc_.kv_heads; ++h) {
     const float *kh = k.row(row) + h * hd, *vh = v.row(row) + h * hd;
     if (hd != hd_) {
@@ -197,11 +196,9 @@ void Attention::attend_chunk(const Tile& t, size_t layer, size_t chunk, State& s
   const uint8_t* pages[kChunkPages];
   const auto& ids = kv_.pages(t.seq->seq);
   for (size_t p = first; p < last; ++p) pages[p - first] = kv_.block(ids[p], layer, t.kv_head);
-  // Blocks lie apart, so the CPU cannot foresee where the next one begins.
-  for (size_t p = 1; p < last - first; ++p)
-    for (size_t line = 0; line < kAheadBytes; line += 64) __builtin_prefetch(pages[p] + line, 0, 2);
+  const uint8_t* next = last < hi ? kv_.block(ids[last], layer, t.kv_head) : nullptr;
   k_.attend(kv_.type(), pages, last - first, static_cast<int64_t>(first),
-            {s.q, s.lo, s.hi, s.m, s.l, s.o, s.n, s.hd});
+            {s.q, s.lo, s.hi, s.m, s.l, s.o, s.n, s.hd, next});
 }
 
 void Attention::store_output(const Tile& t, const State& s, Rows out) const {

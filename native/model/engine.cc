@@ -33,7 +33,9 @@ ModelDesc checked(ModelDesc d) {
             std::string("model: ") + name + " is " + to_string(value) + ", wanted 1 to 2^31");
   require(d.heads % d.kv_heads == 0,
           "model: " + to_string(d.heads) + " heads cannot share " + to_string(d.kv_heads) + " KV heads");
-  require(d.head_dim <= 1024, "model: head_dim is " + to_string(d.head_dim) + ", at most 1024 is supported");
+  require(d.head_dim <= static_cast<int64_t>(kernels::kMaxHeadDim),
+          "model: head_dim is " + to_string(d.head_dim) + ", at most " + to_string(kernels::kMaxHeadDim) +
+              " is supported");
   require(!d.layers.empty(), "model: no layers");
   for (const LayerDesc& l : d.layers) {
     require(l.rope < static_cast<int>(d.ropes.size()),

@@ -38,7 +38,7 @@ def test_inspect_as_text(hotset, store):
 def test_kv_bytes_by_hand(hotset, store):
     kv = json.loads(hotset("inspect", store, "--context", "65", "--json").out)["kv_bytes"]
     values = 2 * 128 * 2 * 2 * 16  # layers, tokens in whole pages, K and V, heads, head size
-    scales = 2 * 128 * 2 * 2 * 4
+    scales = 2 * 128 * 2 * 2 * 2  # bf16: one for a key of up to 32 columns, one for a value
     assert kv == {"f16": values * 2, "int8": values + scales}
 
 

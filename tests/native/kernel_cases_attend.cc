@@ -25,21 +25,32 @@ struct Cache {
     }
     for (const auto& page : pages) table.push_back(page.data());
   }
-  double element(size_t token, size_t index, size_t scale) const {
-    const uint8_t* page = table[token / kPage];
-    if (type == KvType::f16) {
-      uint16_t bits;
-      std::memcpy(&bits, page + index * 2, 2);
-      return quant::f16_to_f32(bits);
-    }
-    float s;
-    std::memcpy(&s, page + 2 * hd * kPage + (scale + token % kPage) * sizeof(float), sizeof s);
-    return static_cast<double>(static_cast<int8_t>(page[index])) * s;
+  uint16_t word(size_t token, size_t index) const {  // of the page
+    uint16_t bits;
+    std::memcpy(&bits, table[token / kPage] + index * 2, 2);
+    return bits;
   }
-  double key(size_t token, size_t d) const { return element(token, d * kPage + token % kPage, 0); }
+  double code(size_t token, size_t index, size_t group) const {
+    const uint8_t byte = table[token / kPage][kernels::kv_scale_bytes(hd) + index];
+    return static_cast<int8_t>(byte) * quant::bf16_to_f32(word(token, group * kPage + token % kPage));
+  }
+  double key(size_t token, size_t d) const {
+    const size_t slot = token % kPage;
+    if (type == KvType::f16) return quant::f16_to_f32(word(token, d * kPage + slot));
+    return code(token, (d / 2 * kPage + slot) * 2 + d % 2, d / kernels::kKeyGroup);
+  }
   double value(size_t token, size_t d) const {
-    return element(token, (kPage + token % kPage) * hd + d, kPage);
+    const size_t slot = token % kPage;
+    if (type == KvType::f16) return quant::f16_to_f32(word(token, (kPage + slot) * hd + d));
+    return code(token, hd * kPage + (slot / 2 * hd + d) * 2 + slot % 2, kernels::key_groups(hd));
   }
+  double largest_value(size_t token) const {
+    double most = 0;
+    for (size_t d = 0; d < hd; ++d) most = std::max(most, std::abs(value(token, d)));
+    return most;
+  }
+  // Half a step of what becomes an int16 next to the largest, 0 where products are in f32.
+  double half_step(double largest) const { return type == KvType::int8 ? largest / 32767 * 0.501 : 0; }
 };
 
 struct Queries {
@@ -56,21 +67,25 @@ struct Queries {
 
 // Tolerance: a score is off by at most (hd + 2) units of sum |q k|, a weight by that plus the error of exp
 // and of its argument; numerator and denominator both carry it, with one rounding per token and per page.
+// With int8, queries and weights are rounded to int16 before.
 void check_query(const Cache& cache, const Queries& queries, size_t i, int64_t base, const char* isa) {
   const size_t hd = cache.hd;
   std::vector<double> scores(cache.tokens, -INFINITY);
-  double top = -INFINITY, worst = 0, sum = 0;
+  double top = -INFINITY, worst = 0, sum = 0, largest_q = 0;
+  for (size_t d = 0; d < hd; ++d) largest_q = std::max<double>(largest_q, std::abs(queries.q[i * hd + d]));
   for (size_t t = 0; t < cache.tokens; ++t) {
     const int64_t position = base + static_cast<int64_t>(t);
     if (position < queries.lo[i] || position >= queries.hi[i]) continue;
-    double score = 0, magnitude = 0;
+    double score = 0, magnitude = 0, keys = 0;
     for (size_t d = 0; d < hd; ++d) {
       score += queries.q[i * hd + d] * cache.key(t, d);
       magnitude += std::abs(queries.q[i * hd + d] * cache.key(t, d));
+      keys += std::abs(cache.key(t, d));
     }
     scores[t] = score;
     top = std::max(top, score);
-    worst = std::max(worst, (static_cast<double>(hd) + 4) * kUnit * magnitude);
+    const double rounding = cache.half_step(largest_q) * keys;
+    worst = std::max(worst, (static_cast<double>(hd) + 4) * kUnit * magnitude + rounding);
   }
   if (top == -INFINITY) {
     CHECK(queries.m[i] == -INFINITY && queries.l[i] == 0.0f);
@@ -82,14 +97,16 @@ void check_query(const Cache& cache, const Queries& queries, size_t i, int64_t b
   for (double& score : scores) sum += std::exp(score - top);
   close(queries.l[i], sum, sum * (relative + worst), isa, "attend l", i);
   for (size_t d = 0; d < hd; ++d) {
-    double want = 0, magnitude = 0;
+    double want = 0, magnitude = 0, largest = 0;
     for (size_t t = 0; t < cache.tokens; ++t) {
       if (scores[t] == -INFINITY) continue;
+      largest = std::max(largest, std::exp(scores[t] - top) * cache.largest_value(t) / sum);
       want += std::exp(scores[t] - top) * cache.value(t, d) / sum;
       magnitude += std::exp(scores[t] - top) * std::abs(cache.value(t, d)) / sum;
     }
-    close(queries.o[i * hd + d] / queries.l[i], want, 2 * relative * magnitude + 1e-30, isa, "attend o",
-          i * hd + d);
+    const double rounding = cache.half_step(largest) * static_cast<double>(cache.tokens) * 1.1;
+    close(queries.o[i * hd + d] / queries.l[i], want, 2 * relative * magnitude + rounding + 1e-30, isa,
+          "attend o", i * hd + d);
   }
 }
 

@@ -63,6 +63,26 @@ void test_non_finite() {
   });
 }
 
+// A value that is not finite shows in what attends to it.
+void test_non_finite_value() {
+  cases::for_each_isa([](const kernels::Kernels& k) {
+    constexpr size_t hd = 32;
+    for (const kernels::KvType type : {kernels::KvType::f16, kernels::KvType::int8})
+      for (const float bad : {NAN, INFINITY}) {
+        const std::vector<float> key(hd, 1.0f), q(hd, 0.1f);
+        std::vector<float> value(hd, 1.0f), o(hd);
+        value[7] = bad;
+        std::vector<uint8_t> page(kernels::kv_page_bytes(type, hd), 0xff);
+        k.kv_store(type, key.data(), value.data(), hd, 0, page.data());
+        const int64_t lo = 0, hi = 1;
+        float m = -INFINITY, l = 0;
+        const uint8_t* pages[] = {page.data()};
+        k.attend(type, pages, 1, 0, {q.data(), &lo, &hi, &m, &l, o.data(), 1, hd});
+        CHECK(!std::isfinite(o[7]));
+      }
+  });
+}
+
 void test_selection() {
   size_t count = 0;
   const kernels::IsaInfo* isas = kernels::isa_list(&count);
@@ -97,6 +117,7 @@ int main() {
   test_selection();
   test_empty();
   test_non_finite();
+  test_non_finite_value();
   test_random_cases();
   return check::report();
 }

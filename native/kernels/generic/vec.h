@@ -8,8 +8,9 @@
 //   load store set zero add sub mul div min max round     min(a, b) = a < b ? a : b, max alike: b where a is
 //   NaN fma(a, b, c) = a * b + c                              fused wherever the ISA can less(a, b, yes, no)
 //   = a < b ? yes : no                pow2(k) = 2^k for integral k in [-126, 127] load_f16 load_bf16 load_i8
-//   store_f16 store_i8         store_i8 rounds to nearest even, |x| <= 127 sum(F) max_lane(F) to_float(I)
-//   set_int zero_int
+//   store_f16 store_i8 store_i16   round to nearest even, |x| <= 127 or 32767
+//   Pairs load_pairs(p): lane i holds p[2i], p[2i+1] as int16; dot_pairs(pairs, two, sum): adds lane i . the
+//   two int16 sum(F) max_lane(F) to_float(I) set_int zero_int
 #pragma once
 
 #include <cstddef>

@@ -59,7 +59,8 @@ class Allotment:
 def kv_bytes(config: ModelConfig, kv: KvType, tokens: int) -> int:
     """KV cache for `tokens`, whole pages of 64; layout in native/kernels/kernels.h."""
     width = -(-config.head_dim // 16) * 16
-    page = PAGE * (4 * width if kv == "f16" else 2 * width + 8)
+    scales = 2 * (-(-width // 32) + 1)
+    page = PAGE * (4 * width if kv == "f16" else 2 * width + scales)
     return -(-tokens // PAGE) * page * len(config.layers) * config.kv_heads
 
 

@@ -85,7 +85,8 @@ class Forward:
             q, k = (self._rounded(ops.rotate(m, angles[here.rope], factor)) for m in (q, k))
         cache.append(layer, k, v)
         scaled = q * c.attention_scale
-        out = ops.attend(scaled, cache.keys[layer], cache.values[layer], first, here.window, self.arithmetic)
+        scales = cache.scales[layer] if cache.kind == "int8" else None
+        out = ops.attend(scaled, cache.keys[layer], cache.values[layer], first, here.window, self.arithmetic, scales)
         return self._linear(out.reshape(len(x), -1), "o", layer)
 
     def _qk_norm(self, x: Array, role: str, layer: int) -> Array:

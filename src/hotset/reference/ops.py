@@ -82,13 +82,30 @@ def softmax(scores: Array) -> Array:
     return weights
 
 
-def attend(q: Array, k: Array, v: Array, first: int, window: int, arithmetic: Arithmetic | None = None) -> Array:
+def words(x: Array) -> Array:
+    """x [..., n] rounded to int16 codes with one scale (absmax / 32767) per row, and back."""
+    scale = np.abs(x).max(axis=-1, keepdims=True) / 32767
+    back: Array = np.rint(x / np.where(scale > 0, scale, 1.0)) * scale
+    return back
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    first: int,
+    window: int,
+    arithmetic: Arithmetic | None = None,
+    scales: Array | None = None,
+) -> Array:
     """Causal attention of queries at positions first, first + 1, ... over keys at 0, 1, ...
 
     q [n, heads, hd], already scaled; k and v [tokens, kv_heads, hd] -> [n, heads, hd]. Query head h reads KV head
     h / (heads / kv_heads). window: tokens a query may look back, itself included; 0 = all.
+    scales [tokens, kv_heads]: of values in int8; weights (a page of 64 tokens at a time) and queries are then in int16.
     """
     arithmetic = arithmetic or Arithmetic()
+    q = q if scales is None else words(q)
     groups = q.shape[1] // k.shape[1]
     query = first + np.arange(len(q))[:, None]
     key = np.arange(len(k))[None, :]
@@ -97,5 +114,15 @@ def attend(q: Array, k: Array, v: Array, first: int, window: int, arithmetic: Ar
     for head in range(q.shape[1]):
         keys, values = k[:, head // groups], v[:, head // groups]
         scores = np.where(visible, arithmetic.product(keys, q[:, head]), -np.inf)
-        out[:, head] = arithmetic.product(values.T, arithmetic.rounded(softmax(scores), len(k)))
+        weights = arithmetic.rounded(softmax(scores), len(k))
+        if scales is not None:
+            weights = _weights_in_words(weights, scales[:, head // groups])
+        out[:, head] = arithmetic.product(values.T, weights)
     return out
+
+
+def _weights_in_words(weights: Array, scales: Array) -> Array:
+    """weights [n, tokens], rounded as those that int8 values with these scales are multiplied with."""
+    safe = np.where(scales > 0, scales, 1.0)
+    pages = [slice(begin, begin + 64) for begin in range(0, len(scales), 64)]
+    return np.concatenate([words(weights[:, page] * safe[page]) / safe[page] for page in pages], axis=1)

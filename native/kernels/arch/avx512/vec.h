@@ -51,6 +51,22 @@ struct Vec {
   static void store_i8(int8_t* p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
   }
+  static void store_i16(int16_t* p, F v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)));
+  }
+  using Pairs = __m512i;
+  static Pairs load_pairs(const int8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static I dot_pairs(Pairs a, int32_t two, I sum) {
+#ifdef __AVX512VNNI__
+    sum = _mm512_dpwssd_epi32(sum, a, _mm512_set1_epi32(two));
+#else
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi32(two)));
+#endif
+    asm("" : "+v"(sum));
+    return sum;
+  }
   static float sum(F v) { return _mm512_reduce_add_ps(v); }
   static float max_lane(F v) { return _mm512_reduce_max_ps(v); }
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }

@@ -47,6 +47,18 @@ struct Vec {
     const int32_t bytes = vget_lane_s32(vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(words, words))), 0);
     __builtin_memcpy(p, &bytes, 4);
   }
+  static void store_i16(int16_t* p, F v) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(v))); }
+  struct Pairs {
+    int16x4_t first, second;
+  };
+  static Pairs load_pairs(const int8_t* p) {
+    const int16x8_t wide = vmovl_s8(vld1_s8(p));
+    return {vget_low_s16(vuzp1q_s16(wide, wide)), vget_low_s16(vuzp2q_s16(wide, wide))};
+  }
+  static I dot_pairs(Pairs a, int32_t two, I sum) {
+    sum = vmlal_n_s16(sum, a.first, static_cast<int16_t>(two));
+    return vmlal_n_s16(sum, a.second, static_cast<int16_t>(two >> 16));
+  }
   static float sum(F v) { return vaddvq_f32(v); }
   static float max_lane(F v) { return vmaxnmvq_f32(v); }
   static F to_float(I v) { return vcvtq_f32_s32(v); }

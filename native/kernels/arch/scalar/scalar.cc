@@ -35,6 +35,14 @@ struct Vec {
   static F load_i8(const int8_t* p) { return static_cast<float>(*p); }
   static void store_f16(uint16_t* p, F v) { *p = quant::f32_to_f16(v); }
   static void store_i8(int8_t* p, F v) { *p = static_cast<int8_t>(round(v)); }
+  static void store_i16(int16_t* p, F v) { *p = static_cast<int16_t>(round(v)); }
+  struct Pairs {
+    int32_t first, second;
+  };
+  static Pairs load_pairs(const int8_t* p) { return {p[0], p[1]}; }
+  static I dot_pairs(Pairs a, int32_t two, I sum) {  // the first of two is the low half: little endian
+    return sum + a.first * static_cast<int16_t>(two) + a.second * static_cast<int16_t>(two >> 16);
+  }
   static float sum(F v) { return v; }
   static float max_lane(F v) { return v; }
   static F to_float(I v) { return static_cast<float>(v); }

@@ -1,0 +1,121 @@
+// Attention over one page of f16 keys and values, products in f32.
+#pragma once
+
+#include "kernels/generic/attend_page.h"
+
+namespace hotset::kernels::generic {
+
+struct PageF16 {
+  const uint16_t *keys, *values;  // [hd][kPage], [kPage][hd]
+  Ahead ahead;
+
+  PageF16(const uint8_t* page, size_t hd, const uint8_t* next)
+      : keys(reinterpret_cast<const uint16_t*>(page)),
+        values(keys + hd * kPage),
+        ahead(page, kv_page_bytes(KvType::f16, hd), next) {}
+};
+
+template <class V>
+void kv_store_f16(const float* k, const float* v, size_t hd, size_t slot, uint8_t* page) {
+  uint16_t half[V::kLanes];
+  auto* keys = reinterpret_cast<uint16_t*>(page);
+  uint16_t* value = keys + hd * kPage + slot * hd;
+  for (size_t d = 0; d < hd; d += V::kLanes) {
+    V::store_f16(half, V::load(k + d));
+    for (size_t i = 0; i < V::kLanes; ++i) keys[(d + i) * kPage + slot] = half[i];
+    V::store_f16(value + d, V::load(v + d));
+  }
+}
+
+// out[c] = the f32 of C vectors from `from` on.
+template <class V, int C>
+HOTSET_INLINE void load_halves(const uint16_t* from, const Ahead& ahead, typename V::F* out) {
+#pragma GCC unroll 16
+  for (int c = 0; c < C; ++c) {
+    const uint16_t* at = from + c * V::kLanes;
+    if (c * V::kLanes * sizeof(*at) % 64 == 0) ahead.fetch(at);
+    out[c] = V::load_f16(at);
+  }
+}
+
+// scores[i][t] = q[i] . key t, for Q queries and all tokens of the page; sums over d in order.
+template <class V, int Q>
+HOTSET_INLINE void page_scores(const PageF16& page, const float* const* q, size_t hd,
+                               float (*scores)[kPage]) {
+  using F = typename V::F;
+  constexpr int C = V::kPageVectors;
+  for (size_t t = 0; t < kPage; t += C * V::kLanes) {
+    F acc[Q][C];
+#pragma GCC unroll 16
+    for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) acc[i][c] = V::zero();
+    }
+    for (size_t d = 0; d < hd; ++d) {
+      F keys[C];
+      load_halves<V, C>(page.keys + d * kPage + t, page.ahead, keys);
+#pragma GCC unroll 16
+      for (int i = 0; i < Q; ++i) {
+        const F query = V::set(q[i][d]);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) acc[i][c] = V::fma(keys[c], query, acc[i][c]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) V::store(scores[i] + t + c * V::kLanes, acc[i][c]);
+    }
+  }
+}
+
+// o[i] = o[i] * factor[i] + sum over tokens [begin, end) of weights[i][t] * value t, columns d..d+C*kLanes.
+template <class V, int Q, int C>
+HOTSET_INLINE void add_values(const PageF16& page, float (*weights)[kPage], const ActiveQuery& all,
+                              const float* factor, size_t hd, size_t d, float* const* o) {
+  using F = typename V::F;
+  F acc[Q][C];
+#pragma GCC unroll 16
+  for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) acc[i][c] = V::mul(V::load(o[i] + d + c * V::kLanes), V::set(factor[i]));
+  }
+  for (size_t t = all.begin; t < all.end; ++t) {
+    F values[C];
+    load_halves<V, C>(page.values + t * hd + d, page.ahead, values);
+#pragma GCC unroll 16
+    for (int i = 0; i < Q; ++i) {
+      const F weight = V::set(weights[i][t]);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) acc[i][c] = V::fma(values[c], weight, acc[i][c]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) V::store(o[i] + d + c * V::kLanes, acc[i][c]);
+  }
+}
+
+template <class V, int Q>
+void attend_queries(const PageF16& page, const AttendState& a, const ActiveQuery* active) {
+  constexpr size_t wide = V::kPageVectors * V::kLanes, narrow = quant::kRowBlock;
+  alignas(64) float scores[Q][kPage];
+  const float* q[Q];
+  float *o[Q], factor[Q], unit[Q];
+  for (int i = 0; i < Q; ++i) {
+    q[i] = a.q + active[i].index * a.hd;
+    o[i] = a.o + active[i].index * a.hd;
+    unit[i] = 1.0f;
+  }
+  page_scores<V, Q>(page, q, a.hd, scores);
+  softmax_page<V, Q>(active, a, unit, scores, factor);
+  const ActiveQuery all = tokens_of_all<Q>(active);
+  size_t d = 0;
+  for (; d + wide <= a.hd; d += wide)
+    add_values<V, Q, V::kPageVectors>(page, scores, all, factor, a.hd, d, o);
+  for (; d < a.hd; d += narrow)
+    add_values<V, Q, static_cast<int>(narrow / V::kLanes)>(page, scores, all, factor, a.hd, d, o);
+}
+
+}  // namespace hotset::kernels::generic

@@ -1,0 +1,85 @@
+// What attention over both kinds of KV pages shares: prefetch, and the online softmax (arXiv:1805.02867).
+#pragma once
+
+#include "kernels/generic/elementwise.h"
+
+namespace hotset::kernels::generic {
+
+// Pages are read one after the other, each as one stream: fetches what follows kDistance bytes behind.
+class Ahead {
+ public:
+  // `next`: the page that will be read after this one, or null.
+  Ahead(const uint8_t* page, size_t bytes, const uint8_t* next)
+      : end_(reinterpret_cast<uintptr_t>(page) + bytes),
+        next_(reinterpret_cast<uintptr_t>(next ? next : page)) {}
+  HOTSET_INLINE void fetch(const void* from) const {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kDistance;
+    __builtin_prefetch(reinterpret_cast<const void*>(at < end_ ? at : at - end_ + next_));
+  }
+
+ private:
+  static constexpr uintptr_t kDistance = 4096;
+  uintptr_t end_, next_;
+};
+
+// A query that attends to something in the page.
+struct ActiveQuery {
+  size_t index, begin, end;  // row of AttendState; tokens of the page
+};
+
+// Tokens of the page that any of Q queries attends to.
+template <int Q>
+HOTSET_INLINE ActiveQuery tokens_of_all(const ActiveQuery* active) {
+  ActiveQuery all{0, kPage, 0};
+  for (int i = 0; i < Q; ++i) {
+    all.begin = active[i].begin < all.begin ? active[i].begin : all.begin;
+    all.end = active[i].end > all.end ? active[i].end : all.end;
+  }
+  return all;
+}
+
+HOTSET_INLINE void fill_outside(size_t begin, size_t end, float value, float* x) {
+  for (size_t t = 0; t < begin; ++t) x[t] = value;
+  for (size_t t = end; t < kPage; ++t) x[t] = value;
+}
+
+// Turns scores of the tokens that each query attends to into weights exp(score * unit - m), all others into
+// 0, and brings m and l up to date. factor: for what was accumulated under the old maximum. By stages, as the
+// queries' chains of dependent steps then overlap.
+template <class V, int Q>
+HOTSET_INLINE void softmax_page(const ActiveQuery* active, const AttendState& a, const float* unit,
+                                float (*scores)[kPage], float* factor) {
+  using F = typename V::F;
+  const float lowest = -__builtin_inff();
+  float shift[Q], sum[Q], change[(Q + V::kLanes - 1) / V::kLanes * V::kLanes] = {};
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    fill_outside(active[i].begin, active[i].end, lowest, scores[i]);
+    F top = V::load(scores[i]);
+    for (size_t t = V::kLanes; t < kPage; t += V::kLanes) top = V::max(V::load(scores[i] + t), top);
+    const float page_max = V::max_lane(top) * unit[i], old_max = a.m[active[i].index];
+    const float new_max = page_max > old_max ? page_max : old_max;
+    // -inf - -inf would be NaN: with nothing above -inf all weights are 0 and the old sum, 0, stays.
+    shift[i] = new_max == lowest ? 0.0f : new_max;
+    change[i] = old_max - shift[i];
+    a.m[active[i].index] = new_max;
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < Q; ++i) {
+    const F u = V::set(unit[i]), minus = V::set(-shift[i]);
+    F total = V::zero();
+    for (size_t t = 0; t < kPage; t += V::kLanes) {
+      const F weight = exp<V>(V::fma(V::load(scores[i] + t), u, minus));
+      total = V::add(total, weight);
+      V::store(scores[i] + t, weight);
+    }
+    sum[i] = V::sum(total);
+  }
+  for (int i = 0; i < Q; i += V::kLanes) V::store(change + i, exp<V>(V::load(change + i)));
+  for (int i = 0; i < Q; ++i) {
+    factor[i] = change[i];
+    a.l[active[i].index] = a.l[active[i].index] * factor[i] + sum[i];
+  }
+}
+
+}  // namespace hotset::kernels::generic
