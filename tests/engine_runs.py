@@ -32,7 +32,7 @@ def engine(
         for e in [store.entries[spec.name]]
     ]
     return _core.Engine(
-        (config or model.config).to_native(), tensors, isa=isa, kv_type=kv, kv_tokens=1024, threads=threads, pin=False
+        (config or model.config).to_native(), tensors, isa=isa, kv_type=kv, kv_tokens=4096, threads=threads, pin=False
     )
 
 

@@ -14,8 +14,17 @@ using kernels::kPage;
 using kernels::kTile;
 
 namespace {
-// Long contexts are cut here, always at the same places, so that the sum does not depend on who computes it.
-constexpr size_t kChunkPages = 4;
+// Contexts are cut into chunks, always at the same places, so that the sum does not depend on who computes
+// it: four short ones, so that threads have something to share, then long ones, as each has its own state to
+// merge.
+constexpr size_t kShortPages = 4, kLongPages = 16;
+size_t first_page(size_t chunk) {
+  return chunk * kShortPages <= kLongPages ? chunk * kShortPages : (chunk - 3) * kLongPages;
+}
+size_t chunks_of(size_t pages) {
+  return pages <= kLongPages ? pad_to(pages, kShortPages) / kShortPages
+                             : pad_to(pages, kLongPages) / kLongPages + 3;
+}
 }  // namespace
 
 std::vector<float> rope_frequencies(const RopeDesc& rope, int64_t length) {
@@ -60,8 +69,7 @@ struct Attention::State {
   size_t n, hd;
 
   static size_t floats(size_t hd) { return kTile * (2 * hd + 2); }
-  State(float* memory, size_t n, size_t hd)
-      : q(memory), m(q + kTile * hd), l(m + kTile), o(l + kTile), n(n), hd(hd) {}
+  State(float* memory, size_t n, size_t hd) : q(memory), m(q + n * hd), l(m + n), o(l + n), n(n), hd(hd) {}
 
   void reset() {
     std::fill_n(m, n, -std::numeric_limits<float>::infinity());
@@ -184,16 +192,16 @@ void Attention::load_queries(const Tile& t, int64_t window, Rows q, State& s) co
 
 size_t Attention::chunks(const Tile& t) const {
   const size_t end = t.seq->position + t.token + t.tokens;
-  return pad_to(end, kChunkPages * kPage) / (kChunkPages * kPage);
+  return chunks_of(pad_to(end, kPage) / kPage);
 }
 
 void Attention::attend_chunk(const Tile& t, size_t layer, size_t chunk, State& s) const {
   s.reset();
   // Keys that some query of the tile may see; the first query looks back farthest, the last one forward.
   const size_t lo = s.lo[0] / kPage, hi = pad_to(s.hi[s.n - 1], kPage) / kPage;
-  const size_t first = std::max(lo, chunk * kChunkPages), last = std::min(hi, (chunk + 1) * kChunkPages);
+  const size_t first = std::max(lo, first_page(chunk)), last = std::min(hi, first_page(chunk + 1));
   if (first >= last) return;
-  const uint8_t* pages[kChunkPages];
+  const uint8_t* pages[kLongPages];
   const auto& ids = kv_.pages(t.seq->seq);
   for (size_t p = first; p < last; ++p) pages[p - first] = kv_.block(ids[p], layer, t.kv_head);
   const uint8_t* next = last < hi ? kv_.block(ids[last], layer, t.kv_head) : nullptr;

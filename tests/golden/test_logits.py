@@ -222,6 +222,22 @@ def test_prompts_shared_out_by_rows_change_no_bit(fmt: str, threads: int, stores
     np.testing.assert_array_equal(second, want[:250])
 
 
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_long_contexts_meet_the_twin_and_agree_however_cut(kv: KvKind, stores: OpenStore) -> None:
+    """Past the short chunks of a context (1,024 tokens) and into the second long one; a prompt, then token by token."""
+    vector = load("llama")
+    config = replace(vector.model.config, context=4096)
+    tokens = np.random.default_rng(0).integers(3, config.vocab, 2100).tolist()
+    store = stores("llama", "bf16")
+    _, want = prompt(engine(store, ISAS[-1], kv, threads=2, config=config), tokens, 500)
+    core = engine(store, ISAS[-1], kv, threads=3, config=config)
+    seq, rows = prompt(core, tokens[:2090], 209)
+    rows = np.concatenate([rows, *(step(core, [(seq, [token])])[0] for token in tokens[2090:])])
+    np.testing.assert_array_equal(rows, want)
+    twin = Forward(config, vector.weights, kv=kv)
+    assert typical(rows - twin.step(twin.cache(), tokens)) <= 1e-3 * typical(rows)
+
+
 @pytest.mark.parametrize("fmt", ["f32", "f16"])
 def test_other_exact_weight_formats(fmt: str, isa: str, stores: OpenStore) -> None:
     name = "llama_linear"  # its weights are f16

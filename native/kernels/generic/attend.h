@@ -16,7 +16,7 @@ void kv_store(KvType type, const float* k, const float* v, size_t hd, size_t slo
 
 // Queries four at a time, which read the keys and values together.
 template <class V, class Page>
-void attend_page(const Page& page, int64_t position, const AttendState& a) {
+void attend_page(const Page& page, int64_t position, const AttendState& a, Ahead ahead) {
   ActiveQuery active[kTile];
   size_t count = 0;
   for (size_t i = 0; i < a.n; ++i) {
@@ -25,14 +25,14 @@ void attend_page(const Page& page, int64_t position, const AttendState& a) {
     if (begin < end) active[count++] = {i, static_cast<size_t>(begin), static_cast<size_t>(end)};
   }
   size_t i = 0;
-  for (; i + 4 <= count; i += 4) attend_queries<V, 4>(page, a, active + i);
+  for (; i + 4 <= count; i += 4) attend_queries<V, 4>(page, a, active + i, ahead);
   switch (count - i) {
     case 3:
-      return attend_queries<V, 3>(page, a, active + i);
+      return attend_queries<V, 3>(page, a, active + i, ahead);
     case 2:
-      return attend_queries<V, 2>(page, a, active + i);
+      return attend_queries<V, 2>(page, a, active + i, ahead);
     case 1:
-      return attend_queries<V, 1>(page, a, active + i);
+      return attend_queries<V, 1>(page, a, active + i, ahead);
     default:
       return;
   }
@@ -46,10 +46,11 @@ void attend(KvType type, const uint8_t* const* pages, size_t n_pages, int64_t fi
   for (size_t i = 0; i < n_pages; ++i) {
     const int64_t position = (first_page + static_cast<int64_t>(i)) * int64_t{kPage};
     const uint8_t* next = i + 1 < n_pages ? pages[i + 1] : a.next;
+    const Ahead ahead(next, kv_page_bytes(type, a.hd));
     if (type == KvType::f16)
-      attend_page<V>(PageF16(pages[i], a.hd, next), position, a);
+      attend_page<V>(PageF16(pages[i], a.hd), position, a, ahead);
     else
-      attend_page<V>(PageInt8(pages[i], a.hd, next, &words), position, a);
+      attend_page<V>(PageInt8(pages[i], a.hd, &words), position, a, ahead);
   }
 }
 

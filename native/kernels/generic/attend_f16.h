@@ -7,12 +7,9 @@ namespace hotset::kernels::generic {
 
 struct PageF16 {
   const uint16_t *keys, *values;  // [hd][kPage], [kPage][hd]
-  Ahead ahead;
 
-  PageF16(const uint8_t* page, size_t hd, const uint8_t* next)
-      : keys(reinterpret_cast<const uint16_t*>(page)),
-        values(keys + hd * kPage),
-        ahead(page, kv_page_bytes(KvType::f16, hd), next) {}
+  PageF16(const uint8_t* page, size_t hd)
+      : keys(reinterpret_cast<const uint16_t*>(page)), values(keys + hd * kPage) {}
 };
 
 template <class V>
@@ -29,19 +26,19 @@ void kv_store_f16(const float* k, const float* v, size_t hd, size_t slot, uint8_
 
 // out[c] = the f32 of C vectors from `from` on.
 template <class V, int C>
-HOTSET_INLINE void load_halves(const uint16_t* from, const Ahead& ahead, typename V::F* out) {
+HOTSET_INLINE void load_halves(const uint16_t* from, Ahead& ahead, typename V::F* out) {
+  ahead.fetch<lines(C * V::kLanes * 2)>();
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c) {
-    const uint16_t* at = from + c * V::kLanes;
-    if (c * V::kLanes * sizeof(*at) % 64 == 0) ahead.fetch(at);
-    out[c] = V::load_f16(at);
+    out[c] = V::load_f16(from + c * V::kLanes);
   }
 }
 
 // scores[i][t] = q[i] . key t, for Q queries and all tokens of the page; sums over d in order.
 template <class V, int Q>
-HOTSET_INLINE void page_scores(const PageF16& page, const float* const* q, size_t hd,
-                               float (*scores)[kPage]) {
+HOTSET_APART void page_scores(const PageF16& page, const float* const* q, size_t hd, float (*scores)[kPage],
+                              Ahead& shared) {
+  Ahead ahead = shared;  // in registers
   using F = typename V::F;
   constexpr int C = V::kPageVectors;
   for (size_t t = 0; t < kPage; t += C * V::kLanes) {
@@ -53,7 +50,7 @@ HOTSET_INLINE void page_scores(const PageF16& page, const float* const* q, size_
     }
     for (size_t d = 0; d < hd; ++d) {
       F keys[C];
-      load_halves<V, C>(page.keys + d * kPage + t, page.ahead, keys);
+      load_halves<V, C>(page.keys + d * kPage + t, ahead, keys);
 #pragma GCC unroll 16
       for (int i = 0; i < Q; ++i) {
         const F query = V::set(q[i][d]);
@@ -67,12 +64,14 @@ HOTSET_INLINE void page_scores(const PageF16& page, const float* const* q, size_
       for (int c = 0; c < C; ++c) V::store(scores[i] + t + c * V::kLanes, acc[i][c]);
     }
   }
+  shared = ahead;
 }
 
 // o[i] = o[i] * factor[i] + sum over tokens [begin, end) of weights[i][t] * value t, columns d..d+C*kLanes.
 template <class V, int Q, int C>
-HOTSET_INLINE void add_values(const PageF16& page, float (*weights)[kPage], const ActiveQuery& all,
-                              const float* factor, size_t hd, size_t d, float* const* o) {
+HOTSET_APART void add_values(const PageF16& page, float (*weights)[kPage], const ActiveQuery& all,
+                             const float* factor, size_t hd, size_t d, float* const* o, Ahead& shared) {
+  Ahead ahead = shared;
   using F = typename V::F;
   F acc[Q][C];
 #pragma GCC unroll 16
@@ -82,7 +81,7 @@ HOTSET_INLINE void add_values(const PageF16& page, float (*weights)[kPage], cons
   }
   for (size_t t = all.begin; t < all.end; ++t) {
     F values[C];
-    load_halves<V, C>(page.values + t * hd + d, page.ahead, values);
+    load_halves<V, C>(page.values + t * hd + d, ahead, values);
 #pragma GCC unroll 16
     for (int i = 0; i < Q; ++i) {
       const F weight = V::set(weights[i][t]);
@@ -95,10 +94,11 @@ HOTSET_INLINE void add_values(const PageF16& page, float (*weights)[kPage], cons
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) V::store(o[i] + d + c * V::kLanes, acc[i][c]);
   }
+  shared = ahead;
 }
 
 template <class V, int Q>
-void attend_queries(const PageF16& page, const AttendState& a, const ActiveQuery* active) {
+void attend_queries(const PageF16& page, const AttendState& a, const ActiveQuery* active, Ahead& ahead) {
   constexpr size_t wide = V::kPageVectors * V::kLanes, narrow = quant::kRowBlock;
   alignas(64) float scores[Q][kPage];
   const float* q[Q];
@@ -108,14 +108,14 @@ void attend_queries(const PageF16& page, const AttendState& a, const ActiveQuery
     o[i] = a.o + active[i].index * a.hd;
     unit[i] = 1.0f;
   }
-  page_scores<V, Q>(page, q, a.hd, scores);
-  softmax_page<V, Q>(active, a, unit, scores, factor);
+  page_scores<V, Q>(page, q, a.hd, scores, ahead);
+  softmax_page<V, Q>(active, a, unit, scores, factor, ahead);
   const ActiveQuery all = tokens_of_all<Q>(active);
   size_t d = 0;
   for (; d + wide <= a.hd; d += wide)
-    add_values<V, Q, V::kPageVectors>(page, scores, all, factor, a.hd, d, o);
+    add_values<V, Q, V::kPageVectors>(page, scores, all, factor, a.hd, d, o, ahead);
   for (; d < a.hd; d += narrow)
-    add_values<V, Q, static_cast<int>(narrow / V::kLanes)>(page, scores, all, factor, a.hd, d, o);
+    add_values<V, Q, static_cast<int>(narrow / V::kLanes)>(page, scores, all, factor, a.hd, d, o, ahead);
 }
 
 }  // namespace hotset::kernels::generic

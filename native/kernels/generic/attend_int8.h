@@ -18,19 +18,13 @@ struct PageInt8 {
   const uint16_t *key_scale, *value_scale;
   const int8_t *keys, *values;
   const WordQueries* queries;
-  Ahead ahead;
 
-  PageInt8(const uint8_t* page, size_t hd, const uint8_t* next, const WordQueries* words)
+  PageInt8(const uint8_t* page, size_t hd, const WordQueries* words)
       : key_scale(reinterpret_cast<const uint16_t*>(page)),
         value_scale(key_scale + key_groups(hd) * kPage),
         keys(reinterpret_cast<const int8_t*>(page) + kv_scale_bytes(hd)),
         values(keys + hd * kPage),
-        queries(words),
-        ahead(page, kv_page_bytes(KvType::int8, hd), next) {}
-  void fetch_scales(size_t hd) const {
-    for (size_t i = 0; i < kv_scale_bytes(hd); i += 64)
-      ahead.fetch(reinterpret_cast<const uint8_t*>(key_scale) + i);
-  }
+        queries(words) {}
 };
 
 // q = round(x / scale), |q| <= 127; returns bits of the scale, absmax / 127 rounded up to bf16. n is a
@@ -98,12 +92,12 @@ HOTSET_INLINE void queries_to_words(const AttendState& a, WordQueries& out) {
 
 // acc[i][c] += pairs of codes from `codes` on times the two words at words[i].
 template <class V, int Q, int C>
-HOTSET_INLINE void add_pairs(const int8_t* codes, const Ahead& ahead, const int16_t* const* words, size_t at,
+HOTSET_INLINE void add_pairs(const int8_t* codes, Ahead& ahead, const int16_t* const* words, size_t at,
                              typename V::I (*acc)[C]) {
   typename V::Pairs pairs[C];
+  ahead.fetch<lines(C * V::kLanes * 2)>();
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c) {
-    if (c * V::kLanes * 2 % 64 == 0) ahead.fetch(codes + c * V::kLanes * 2);
     pairs[c] = V::load_pairs(codes + c * V::kLanes * 2);
   }
 #pragma GCC unroll 16
@@ -126,8 +120,9 @@ HOTSET_INLINE void clear(typename V::I (*acc)[C]) {
 
 // scores[i][t] = words of q[i] . key t, for Q queries and all tokens of the page; groups of columns in order.
 template <class V, int Q>
-HOTSET_INLINE void page_scores(const PageInt8& page, const int16_t* const* q, size_t hd,
-                               float (*scores)[kPage]) {
+HOTSET_APART void page_scores(const PageInt8& page, const int16_t* const* q, size_t hd,
+                              float (*scores)[kPage], Ahead& shared) {
+  Ahead ahead = shared;  // in registers
   using F = typename V::F;
   constexpr int C = V::kPageVectors;
   for (size_t t = 0; t < kPage; t += C * V::kLanes) {
@@ -137,7 +132,7 @@ HOTSET_INLINE void page_scores(const PageInt8& page, const int16_t* const* q, si
       typename V::I acc[Q][C];
       clear<V, Q, C>(acc);
       for (const size_t end = hd - d < kKeyGroup ? hd : d + kKeyGroup; d < end; d += 2)
-        add_pairs<V, Q, C>(page.keys + d * kPage + t * 2, page.ahead, q, d, acc);
+        add_pairs<V, Q, C>(page.keys + d * kPage + t * 2, ahead, q, d, acc);
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) {
         const F s = V::load_bf16(scale + c * V::kLanes);
@@ -149,17 +144,19 @@ HOTSET_INLINE void page_scores(const PageInt8& page, const int16_t* const* q, si
       }
     }
   }
+  shared = ahead;
 }
 
 // o[i] = o[i] * factor[i] + scale[i] * sum over tokens of words[i][t] * value t, columns d..d+C*kLanes.
 template <class V, int Q, int C>
-HOTSET_INLINE void add_values(const PageInt8& page, const int16_t* const* words, const float* scale,
-                              const ActiveQuery& all, const float* factor, size_t hd, size_t d,
-                              float* const* o) {
+HOTSET_APART void add_values(const PageInt8& page, const int16_t* const* words, const float* scale,
+                             const ActiveQuery& all, const float* factor, size_t hd, size_t d,
+                             float* const* o, Ahead& shared) {
+  Ahead ahead = shared;
   typename V::I acc[Q][C];
   clear<V, Q, C>(acc);
   for (size_t t = all.begin & ~size_t{1}; t < all.end; t += 2)
-    add_pairs<V, Q, C>(page.values + t * hd + d * 2, page.ahead, words, t, acc);
+    add_pairs<V, Q, C>(page.values + t * hd + d * 2, ahead, words, t, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < Q; ++i) {
 #pragma GCC unroll 16
@@ -169,6 +166,7 @@ HOTSET_INLINE void add_values(const PageInt8& page, const int16_t* const* words,
       V::store(at, V::fma(V::to_float(acc[i][c]), V::set(scale[i]), old));
     }
   }
+  shared = ahead;
 }
 
 // Weights times the scales of their values, as words. Returns their scale.
@@ -182,7 +180,7 @@ HOTSET_INLINE float weights_to_words(const PageInt8& page, const ActiveQuery& qu
 }
 
 template <class V, int Q>
-void attend_queries(const PageInt8& page, const AttendState& a, const ActiveQuery* active) {
+void attend_queries(const PageInt8& page, const AttendState& a, const ActiveQuery* active, Ahead& ahead) {
   constexpr size_t wide = V::kPageVectors * V::kLanes, narrow = quant::kRowBlock;
   alignas(64) float scores[Q][kPage];
   alignas(64) int16_t weights[Q][kPage];
@@ -194,17 +192,17 @@ void attend_queries(const PageInt8& page, const AttendState& a, const ActiveQuer
     o[i] = a.o + active[i].index * a.hd;
     words[i] = weights[i];
   }
-  page.fetch_scales(a.hd);
-  page_scores<V, Q>(page, q, a.hd, scores);
-  softmax_page<V, Q>(active, a, unit, scores, factor);
+  page_scores<V, Q>(page, q, a.hd, scores, ahead);
+  softmax_page<V, Q>(active, a, unit, scores, factor, ahead);
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) scale[i] = weights_to_words<V>(page, active[i], scores[i], weights[i]);
   const ActiveQuery all = tokens_of_all<Q>(active);
   size_t d = 0;
   for (; d + wide <= a.hd; d += wide)
-    add_values<V, Q, V::kPageVectors>(page, words, scale, all, factor, a.hd, d, o);
+    add_values<V, Q, V::kPageVectors>(page, words, scale, all, factor, a.hd, d, o, ahead);
   for (; d < a.hd; d += narrow)
-    add_values<V, Q, static_cast<int>(narrow / V::kLanes)>(page, words, scale, all, factor, a.hd, d, o);
+    add_values<V, Q, static_cast<int>(narrow / V::kLanes)>(page, words, scale, all, factor, a.hd, d, o,
+                                                           ahead);
 }
 
 }  // namespace hotset::kernels::generic

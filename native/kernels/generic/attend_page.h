@@ -5,21 +5,26 @@
 
 namespace hotset::kernels::generic {
 
-// Pages are read one after the other, each as one stream: fetches what follows kDistance bytes behind.
+// What has a loop with all registers taken: inlined, it would share them with its neighbours' constants and
+// spill.
+#define HOTSET_APART __attribute__((noinline))
+
+// Fetches the page that comes next, a few lines at every step of the work on this one: pages lie apart, and a
+// memory that waits for the softmax in between is lost time. Fetches nothing if there is no next page.
 class Ahead {
  public:
-  // `next`: the page that will be read after this one, or null.
-  Ahead(const uint8_t* page, size_t bytes, const uint8_t* next)
-      : end_(reinterpret_cast<uintptr_t>(page) + bytes),
-        next_(reinterpret_cast<uintptr_t>(next ? next : page)) {}
-  HOTSET_INLINE void fetch(const void* from) const {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kDistance;
-    __builtin_prefetch(reinterpret_cast<const void*>(at < end_ ? at : at - end_ + next_));
+  Ahead(const uint8_t* next, size_t bytes) : at_(next), end_(next ? next + bytes : nullptr) {}
+  // May go on for up to N - 1 lines behind the end.
+  template <int N>
+  HOTSET_INLINE void fetch() {
+    if (at_ >= end_) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) __builtin_prefetch(at_ + 64 * i);
+    at_ += 64 * N;
   }
 
  private:
-  static constexpr uintptr_t kDistance = 4096;
-  uintptr_t end_, next_;
+  const uint8_t *at_, *end_;
 };
 
 // A query that attends to something in the page.
@@ -43,12 +48,19 @@ HOTSET_INLINE void fill_outside(size_t begin, size_t end, float value, float* x)
   for (size_t t = end; t < kPage; ++t) x[t] = value;
 }
 
+// Lines to fetch while a step takes in so many bytes, or makes a vector of weights: what memory gives
+// meanwhile.
+constexpr int lines(int bytes) { return bytes > 64 ? bytes / 64 : 1; }
+template <class V>
+constexpr int kSoftmaxLines = V::kLanes >= 4 ? V::kLanes / 4 : 1;
+
 // Turns scores of the tokens that each query attends to into weights exp(score * unit - m), all others into
 // 0, and brings m and l up to date. factor: for what was accumulated under the old maximum. By stages, as the
 // queries' chains of dependent steps then overlap.
 template <class V, int Q>
-HOTSET_INLINE void softmax_page(const ActiveQuery* active, const AttendState& a, const float* unit,
-                                float (*scores)[kPage], float* factor) {
+HOTSET_APART void softmax_page(const ActiveQuery* active, const AttendState& a, const float* unit,
+                               float (*scores)[kPage], float* factor, Ahead& shared) {
+  Ahead ahead = shared;
   using F = typename V::F;
   const float lowest = -__builtin_inff();
   float shift[Q], sum[Q], change[(Q + V::kLanes - 1) / V::kLanes * V::kLanes] = {};
@@ -69,6 +81,7 @@ HOTSET_INLINE void softmax_page(const ActiveQuery* active, const AttendState& a,
     const F u = V::set(unit[i]), minus = V::set(-shift[i]);
     F total = V::zero();
     for (size_t t = 0; t < kPage; t += V::kLanes) {
+      ahead.fetch<kSoftmaxLines<V>>();
       const F weight = exp<V>(V::fma(V::load(scores[i] + t), u, minus));
       total = V::add(total, weight);
       V::store(scores[i] + t, weight);
@@ -80,6 +93,7 @@ HOTSET_INLINE void softmax_page(const ActiveQuery* active, const AttendState& a,
     factor[i] = change[i];
     a.l[active[i].index] = a.l[active[i].index] * factor[i] + sum[i];
   }
+  shared = ahead;
 }
 
 }  // namespace hotset::kernels::generic
