@@ -30,15 +30,17 @@ def step(llm: LLM, seqs: list[int], tokens: int, want: int) -> float:
 
 
 def at_depths(llm: LLM, depths: list[int], repeats: int) -> dict[int, tuple[float, ...]]:
-    """Tokens/s of one sequence that already holds so many tokens."""
-    seq, rates = llm.core.sequence_new(), {}
-    for depth in sorted(depths):
-        while (held := llm.core.sequence_length(seq)) < depth:
-            step(llm, [seq], min(llm.max_step_tokens, depth - held), 0)
-        rates[depth] = tuple(1 / step(llm, [seq], 1, 1) for _ in range(repeats + 2))[2:]
-        llm.core.sequence_truncate(seq, depth)
-    llm.core.sequence_free(seq)
-    return rates
+    """Tokens/s of one sequence that already holds so many tokens; depths in turn, as a host's speed drifts."""
+    seq = llm.core.sequence_new()
+    while (held := llm.core.sequence_length(seq)) < max(depths):
+        step(llm, [seq], min(llm.max_step_tokens, max(depths) - held), 0)
+    seqs = {depth: llm.core.sequence_fork(seq) for depth in depths}
+    for depth, fork in seqs.items():
+        llm.core.sequence_truncate(fork, depth)
+    rounds = [{depth: 1 / step(llm, [fork], 1, 1) for depth, fork in seqs.items()} for _ in range(repeats + 2)]
+    for fork in [seq, *seqs.values()]:
+        llm.core.sequence_free(fork)
+    return {depth: tuple(rates[depth] for rates in rounds[2:]) for depth in depths}
 
 
 def in_batches(llm: LLM, sizes: list[int], repeats: int) -> dict[int, tuple[float, ...]]:
@@ -72,7 +74,7 @@ def main() -> None:
             print(f"{name}{n}: {statistics.median(samples):.2f} tokens/s, {ratios[-1]['ratio']:.2f}", flush=True)
 
     for kv in args.kv if args.depths else ():
-        with LLM(args.store, threads=args.threads, kv=kv, context=max(args.depths) + SHORT) as llm:
+        with LLM(args.store, threads=args.threads, kv=kv, context=max(args.depths) + SHORT * len(args.depths)) as llm:
             keep(f"{kv}-depth", at_depths(llm, args.depths, args.repeats))
     if args.batches:
         with LLM(args.store, threads=args.threads, context=SHORT, kv_tokens=SHORT * max(args.batches)) as llm:
