@@ -34,6 +34,11 @@ class MethodFlags:
     distill: Annotated[float, typer.Option(help="Weight of the original's distribution in the loss, 0 to 1.")] = 0.0
     l1: Annotated[float, typer.Option(help="Weight of the mean size of the neurons' outputs; rises from 0.")] = 0.0
     l1_steps: Annotated[int, typer.Option(help="Steps until it is reached; 0: all.")] = 0
+    zeros: Annotated[
+        float, typer.Option(help="Wanted share of zeros; the pull to zero gets as strong as it takes. 0: --l1 alone.")
+    ] = 0.0
+    ffn_batch: Annotated[int, typer.Option(metavar="TOKENS", help="Of one update with --ffn-tokens.")] = 512
+    ffn_lr: Annotated[float, typer.Option(help="Learning rate with --ffn-tokens.")] = 1e-3
     optimizer: Annotated[str, typer.Option(metavar="adamw|muon", help="muon: for the layers' matrices.")] = "adamw"
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1
     clip: Annotated[float, typer.Option(help="Most norm of all gradients; 0: any.")] = 1.0
@@ -78,6 +83,9 @@ def sparsify(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the result and its run.")],
     steps: Annotated[int | None, typer.Option(help="Steps of the optimizer.")] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", "-n", help="Instead of --steps: such as 500M.")] = None,
+    ffn_tokens: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="First train layer after layer on so many.")
+    ] = None,
     json: JsonFlag = False,
     *,
     method: MethodFlags,
@@ -101,6 +109,7 @@ def sparsify(
         model=model,
         data=tuple(DataSource.parse(each) for each in data),
         steps=steps_of(steps, tokens, method.batch * method.sequence),
+        ffn_sequences=steps_of(None, ffn_tokens, method.sequence) if ffn_tokens else 0,
         **_values(method),
     )
     with progress_bar(not json) as progress:

@@ -1,4 +1,4 @@
 """Continued training that makes the FFNs of a model sparse: `hotset sparsify`. Needs the extra hotset[train].
 
-settings, schedule, text, tokens and mixture need NumPy only; the other modules import PyTorch.
+settings, schedule, pull, tokens and mixture need NumPy only; the other modules import PyTorch.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hotset.train.settings import Settings
 
 Compare = Callable[[dict[str, Any], list[str]], None]
 _KEPT = 2  # the newest, and the one before in case a drive loses what it had promised to hold
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Place:
     step: int  # steps done
     drawn: list[int]  # windows drawn from each source
     seconds: float  # spent so far
+    pull: tuple[float, float | None]  # as the fields of Pull
 
 
 class Checkpoints:
@@ -48,7 +49,7 @@ class Checkpoints:
                 "version": _VERSION,
                 "settings": settings.as_json(),
                 "data": data,
-                "place": {"step": place.step, "drawn": place.drawn, "seconds": place.seconds},
+                "place": asdict(place),
                 "model": weights,
                 "optimizers": states,
                 "random": torch.get_rng_state(),

@@ -18,7 +18,8 @@ class SparseFfn(nn.Module):
     """down(f(gate(x), up(x))) with the weights of the FFN it replaces, under their names.
 
     swap: share of f that is the new activation; the rest is the old one, act(gate) * up.
-    After a pass `size` holds the mean |f| with its graph, and `zeros` the share of exact zeros of f, if wanted.
+    After a pass `size` holds the mean |f| with its graph, or with `relative` what the neurons add, each by itself, as
+    a multiple of what they add together; and `zeros` the share of exact zeros of f. Both only if wanted.
     Source of dReLU: TurboSparse, arXiv:2406.05955, equation 2; of the shifted ReLU: ProSparse, arXiv:2402.13516.
     """
 
@@ -29,6 +30,7 @@ class SparseFfn(nn.Module):
         self.kind = kind
         self.threshold = threshold
         self.swap = 1.0
+        self.relative = False
         self.wants_size = False
         self.wants_zeros = False
         self.size: Tensor | None = None  # []
@@ -36,11 +38,18 @@ class SparseFfn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         neurons = self.activate(self.gate_proj(x), self.up_proj(x))  # [..., ffn]
+        out = self.down_proj(neurons)
         if self.wants_size:
-            self.size = neurons.abs().float().mean()
+            added = (self.contributions(neurons) / lengths(out)).mean() if self.relative else None
+            self.size = neurons.abs().float().mean() if added is None else added
         if self.wants_zeros:
             self.zeros = (neurons.detach() == 0).float().mean()
-        return self.down_proj(neurons)
+        return out
+
+    def contributions(self, neurons: Tensor) -> Tensor:
+        """Sum of the lengths of what each neuron adds to the output, of neurons [..., ffn]; [...]."""
+        each = self.down_proj.weight.detach().float().norm(dim=0)  # [ffn]
+        return neurons.abs().float() @ each
 
     def activate(self, gate: Tensor, up: Tensor) -> Tensor:
         """What the neurons give, of gate and up [..., ffn]."""
@@ -60,6 +69,11 @@ class SparseFfn(nn.Module):
         return self.old_activation(gate) * up
 
 
+def lengths(vectors: Tensor) -> Tensor:
+    """Of vectors [..., size], without graph, above 0; [...]."""
+    return vectors.detach().float().norm(dim=-1).clamp_min(1e-6)
+
+
 def swap_ffns(model: Any, settings: Settings) -> list[SparseFfn]:
     """Replaces the FFN of every layer of a transformers model; returns the new ones in order.
 
@@ -75,5 +89,6 @@ def swap_ffns(model: Any, settings: Settings) -> list[SparseFfn]:
                 "made sparse: those of Llama, Mistral, SmolLM and models built like them"
             )
         layer.mlp = SparseFfn(old, settings.activation, settings.threshold)
+        layer.mlp.relative = settings.zeros > 0
         found.append(layer.mlp)
     return found

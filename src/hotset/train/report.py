@@ -31,6 +31,7 @@ class Now:
     swap: float
     rate: float  # learning rate
     gradient: float  # norm before clipping
+    pull: float  # weight of `size` in the loss
     tokens_per_s: float
     seconds_left: float
 
@@ -39,6 +40,25 @@ class Now:
         swap = f", swapped {self.swap:.0%}" if self.swap < 1 else ""
         return (
             f"step {self.step}/{self.steps}: loss {self.loss:.3f}{distance}, zeros {layers(self.zeros)}{swap}, "
+            f"{self.tokens_per_s:.0f} tokens/s, {duration(self.seconds_left)} left"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FfnNow:
+    """How the first stage stands behind a layer."""
+
+    step: int  # layers done
+    steps: int
+    error: float  # squared distance between the streams behind this layer, as share of the original's square
+    zeros: float  # of this layer, in the last updates
+    pull: float
+    tokens_per_s: float  # through a layer
+    seconds_left: float
+
+    def line(self) -> str:
+        return (
+            f"FFN of layer {self.step}/{self.steps}: {self.error:.1%} off, zeros {self.zeros:.1%}, "
             f"{self.tokens_per_s:.0f} tokens/s, {duration(self.seconds_left)} left"
         )
 
@@ -63,10 +83,12 @@ class Measured:
 class Reporter:
     """Where a run's figures go. Silent in all processes but the first."""
 
-    def __init__(self, folder: Path, say: Say, *, first: bool, tensorboard: bool, start: int) -> None:
+    def __init__(
+        self, folder: Path, say: Say, *, first: bool, tensorboard: bool, start: int, log: str = "log.jsonl"
+    ) -> None:
         """start: the step that the run goes on from; what an earlier try logged beyond it is dropped."""
         self._say = say if first else _nothing
-        self._log: IO[str] | None = _reopened(folder / "log.jsonl", start) if first else None
+        self._log: IO[str] | None = _reopened(folder / log, start) if first else None
         self._board = _board(folder / "tensorboard", start) if first and tensorboard else None
         self._bar = _Bar() if first and sys.stderr.isatty() else None
 
@@ -83,6 +105,10 @@ class Reporter:
         else:
             self._say(now.line())
 
+    def ffn_layer(self, now: FfnNow) -> None:
+        self._write("ffn", now.step, {name: getattr(now, name) for name in FfnNow.__slots__ if name != "steps"})
+        self._say(now.line())
+
     def measured(self, step: int, found: Measured) -> None:
         figures = {"loss": found.loss, "perplexity": found.perplexity, "zeros": found.zeros}
         self._write("held_out", step, figures | {f"loss of {name}": loss for name, loss in found.sources.items()})
@@ -94,9 +120,9 @@ class Reporter:
             self._log.flush()
         if self._board is not None and kind != "start":
             for name, value in figures.items():
-                if name == "zeros":
-                    for layer, zeros in enumerate(value):
-                        self._board.add_scalar(f"{kind}/zeros/{layer:02d}", zeros, step)
+                if isinstance(value, tuple):
+                    for layer, each in enumerate(value):
+                        self._board.add_scalar(f"{kind}/{name}/{layer:02d}", each, step)
                 elif name != "step":
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 

@@ -6,13 +6,29 @@ import math
 
 from hotset.train.settings import Settings
 
+_FFN_WARMUP = 0.1  # share of a layer's updates
+_ZEROS_RISE = 0.6  # share of the steps in which the wanted zeros rise from what the new activation gives
+
 
 def learning_rate(step: int, s: Settings) -> float:
     """Of step 0, 1, …: linear warm-up to `lr`, then half a cosine down to `final_lr * lr` at the last step."""
-    if step < s.warmup:
-        return s.lr * (step + 1) / s.warmup
-    left = _falling((step - s.warmup) / max(s.steps - 1 - s.warmup, 1))
-    return s.lr * (s.final_lr + (1 - s.final_lr) * left)
+    return s.lr * _warm_then_falling(step, s.steps, s.warmup, s.final_lr)
+
+
+def ffn_learning_rate(done: float, s: Settings) -> float:
+    """When the share `done` of a layer's updates is over."""
+    return s.ffn_lr * _warm_then_falling(round(done * 1000), 1000, round(_FFN_WARMUP * 1000), s.final_lr)
+
+
+def wanted_zeros(done: float, start: float, goal: float) -> float:
+    """When the share `done` of the steps from `start` zeros to `goal` is over."""
+    return start + (goal - start) * min(done / _ZEROS_RISE, 1.0)
+
+
+def _warm_then_falling(step: int, steps: int, warmup: int, final: float) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return final + (1 - final) * _falling((step - warmup) / max(steps - 1 - warmup, 1))
 
 
 def l1_weight(step: int, s: Settings) -> float:

@@ -56,6 +56,10 @@ class Settings:
     distill: float = 0.0  # weight of the original's distribution in the loss; the next token has the rest
     l1: float = 0.0  # weight of the mean size of activations, reached after l1_steps
     l1_steps: int = 0  # 0: all steps
+    zeros: float = 0.0  # wanted share; a pull on the neurons is made as strong as that takes. 0: l1 alone
+    ffn_sequences: int = 0  # of the first stage, in which layer after layer learns to follow the original's
+    ffn_batch: int = 512  # tokens of one update in it
+    ffn_lr: float = 1e-3
     optimizer: str = "adamw"
     weight_decay: float = 0.1
     clip: float = 1.0  # norm of all gradients; 0: not clipped
@@ -72,15 +76,31 @@ class Settings:
             raise UsageError("no text to train on; give at least one --data FILE")
         if self.distill and self.from_scratch:
             raise UsageError("--distill learns from the original's weights, and --from-scratch has none; drop one")
-        for name, least in (("steps", 1), ("batch", 1), ("sequence", 2), ("warmup", 0), ("swap_steps", 0)):
-            self._require(name, getattr(self, name) >= least, f"at least {least}")
-        for name in ("lr", "held_out"):
+        if self.zeros and self.l1:
+            raise UsageError("--zeros finds the weight that --l1 would give; drop one of them")
+        if (self.zeros or self.ffn_sequences) and self.activation == "keep":
+            raise UsageError("--zeros and --ffn-tokens are for a new activation, and --activation keep has the old one")
+        if self.ffn_sequences and self.from_scratch:
+            raise UsageError("--ffn-tokens learns from the original's FFNs, and --from-scratch has none; drop one")
+        least = {
+            "steps": 1,
+            "batch": 1,
+            "sequence": 2,
+            "warmup": 0,
+            "swap_steps": 0,
+            "ffn_sequences": 0,
+            "ffn_batch": 1,
+        }
+        for name, limit in least.items():
+            self._require(name, getattr(self, name) >= limit, f"at least {limit}")
+        for name in ("lr", "ffn_lr", "held_out"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("l1", "l1_steps", "weight_decay", "clip", "threshold"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "a number from 0")
         for name in ("distill", "final_lr", "held_out"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
         self._require("held_out", self.held_out <= 0.5, "at most 0.5")
+        self._require("zeros", 0 <= self.zeros < 1, "a share below 1, such as 0.85")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:

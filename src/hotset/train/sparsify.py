@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from hotset.formats.progress import Progress, silent
 from hotset.train import parallel
 from hotset.train.checkpoint import WHOLE, Checkpoints
 from hotset.train.ffn import swap_ffns
+from hotset.train.layerwise import Layerwise
 from hotset.train.mixture import Mixture, make_source
 from hotset.train.model import load_model, read_config, sparse_config, untied, write_model
 from hotset.train.objective import Objective
@@ -92,8 +94,7 @@ def _build(
     model = load_model(source, from_scratch=s.from_scratch, seed=s.seed)
     teacher = None
     if s.distill:
-        teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
-        parallel.shard(teacher, world)
+        teacher = _original(s, source, world)
     ffns = swap_ffns(model, s)
     model.train()
     if running.recompute:
@@ -103,24 +104,53 @@ def _build(
     return Parts(model, ffns, objective, make_optimizers(model, s, world.ranks), mixture, data)
 
 
+def _original(s: Settings, source: Path, world: parallel.World) -> Any:
+    teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
+    parallel.shard(teacher, world)
+    return teacher
+
+
 def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -> SparsifyReport:
     world, mixture = trainer.world, trainer.parts.mixture
+    ffn_checkpoints = Checkpoints(dest / "checkpoints" / "ffn", world)
     if trainer.running.restart:
         trainer.checkpoints.clear()
-    trainer.resume()
-    board = trainer.running.tensorboard
-    reporter = Reporter(dest, say, first=world.first, tensorboard=board, start=trainer.step)
-    with reporter, _stop_flag() as stop:
-        reporter.start(trainer.step, trainer.s)
-        finished = trainer.run(reporter, stop.is_set)
-        found = trainer.measure() if finished else None
-        if found is not None:
-            reporter.measured(trainer.step, found)
+        ffn_checkpoints.clear()
+    with _stop_flag() as stop:
+        ready = not trainer.s.ffn_sequences or trainer.checkpoints.paths()
+        if not ready and not _train_ffns(trainer, source, ffn_checkpoints, dest, say, stop.is_set):
+            return SparsifyReport(dest, 0, 0.0, None, {}, world.first)
+        trainer.resume()
+        board = trainer.running.tensorboard
+        with Reporter(dest, say, first=world.first, tensorboard=board, start=trainer.step) as reporter:
+            reporter.start(trainer.step, trainer.s)
+            finished = trainer.run(reporter, stop.is_set)
+            found = trainer.measure() if finished else None
+            if found is not None:
+                reporter.measured(trainer.step, found)
     epochs = dict(zip((each.name for each in mixture.sources), mixture.epochs, strict=True))
     report = SparsifyReport(dest, trainer.step, trainer.seconds, found, epochs, world.first)
     if found is not None:
         _write(trainer, report, source, config)
     return report
+
+
+def _train_ffns(
+    trainer: Trainer, source: Path, checkpoints: Checkpoints, dest: Path, say: Say, stop: Callable[[], bool]
+) -> bool:
+    """The first stage, or what is left of it. True: it is done."""
+    s, running, world, parts = trainer.s, trainer.running, trainer.world, trainer.parts
+    if world.ranks > 1:
+        raise UsageError(
+            "--ffn-tokens trains layer by layer, in one process; call hotset sparsify alone until they are done, "
+            "then torchrun goes on from there"
+        )
+    teacher = parts.objective.teacher or _original(s, source, world)
+    stage = Layerwise(s, running, world, parts.model, teacher, parts.mixture)
+    stage.resume(checkpoints, trainer.compare)
+    board = running.tensorboard
+    with Reporter(dest, say, first=True, tensorboard=board, start=stage.step, log="ffn.jsonl") as reporter:
+        return stage.run(reporter, stop, lambda place: checkpoints.save(place, s, parts.data, parts.model, []))
 
 
 def _write(trainer: Trainer, report: SparsifyReport, source: Path, config: Json) -> None:

@@ -18,8 +18,9 @@ from hotset.train.mixture import Mixture, Source, Windows
 from hotset.train.objective import Objective
 from hotset.train.optimizers import set_rate
 from hotset.train.parallel import World, sync_gradients
+from hotset.train.pull import Pull
 from hotset.train.report import Measured, Now, Reporter
-from hotset.train.schedule import l1_weight, learning_rate, swap_share
+from hotset.train.schedule import l1_weight, learning_rate, swap_share, wanted_zeros
 from hotset.train.settings import Running, Settings
 
 _MEASURED = 64  # held-out windows of each source
@@ -56,6 +57,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.step = 0  # steps done
         self.seconds = 0.0  # spent on them
+        self.pull = Pull()
 
     def resume(self) -> None:
         """Goes to the newest checkpoint, if there is one.
@@ -63,12 +65,13 @@ class Trainer:
         Raises: UsageError if it was made under other settings or with other text; FormatError if it is broken.
         """
         p = self.parts
-        if (place := self.checkpoints.load(p.model, p.optimizers, self._compare)) is not None:
-            self.step, self.seconds = place.step, place.seconds
+        if (place := self.checkpoints.load(p.model, p.optimizers, self.compare)) is not None:
+            self.step, self.seconds, self.pull = place.step, place.seconds, Pull(*place.pull)
             if len(place.drawn) == len(p.mixture.drawn):  # with other texts, each is begun anew
                 p.mixture.drawn[:] = place.drawn
 
-    def _compare(self, settings: dict[str, Any], data: list[str]) -> None:
+    def compare(self, settings: dict[str, Any], data: list[str]) -> None:
+        """Raises UsageError if a checkpoint's settings or texts are not those of this run."""
         changed = self.s.differences(settings)
         if len(data) == len(self.parts.data) and data != self.parts.data:
             changed.append("a text or the tokenizer was another")
@@ -108,12 +111,13 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        place = Place(self.step, self.parts.mixture.drawn.tolist(), self.seconds)
+        pull = (self.pull.weight, self.pull.start)
+        place = Place(self.step, self.parts.mixture.drawn.tolist(), self.seconds, pull)
         self.checkpoints.save(place, self.s, self.parts.data, self.parts.model, self.parts.optimizers)
 
     def train_step(self, *, count: bool) -> Figures:
         """One step of the optimizer; `count`: zeros are counted on the way."""
-        self._enter(self.step, count)
+        self._enter(self.step, count or self.s.zeros > 0)
         batch = self.parts.mixture.batch(self.s.batch, self.world.rank, self.world.ranks)
         with _memory(self.running, self.s):
             losses = self._backward(batch)
@@ -123,7 +127,16 @@ class Trainer:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.s.zeros:
+            self._lead()
         return Figures(losses, gradient)
+
+    def _lead(self) -> None:
+        """Makes the pull as strong as the wanted zeros take."""
+        zeros = float(self.world.mean(torch.stack(self._zeros()).mean()))
+        if self.pull.start is None:
+            self.pull.start = zeros
+        self.pull.follow(zeros, wanted_zeros(self.step / self.s.steps, self.pull.start, self.s.zeros))
 
     def _enter(self, step: int, count: bool) -> None:
         for ffn in self.parts.ffns:
@@ -134,11 +147,12 @@ class Trainer:
         """Adds up the gradients of a batch [sequences, length + 1]; returns its mean losses [3] over all processes."""
         passes = torch.from_numpy(batch).split(self.running.micro_batch)
         sums = torch.zeros(3, device=self.world.device)
+        weight = self.pull.weight if self.s.zeros else l1_weight(self.step, self.s)
         for number, windows in enumerate(passes, 1):
             sync_gradients(self.parts.model, self.world, number == len(passes))
             share = len(windows) / len(batch)
             with self._precision():
-                loss = self.parts.objective(windows.to(self.world.device), l1_weight(self.step, self.s))
+                loss = self.parts.objective(windows.to(self.world.device), weight)
             (loss.total * share).backward()
             sums += share * torch.stack([loss.next_token, loss.distance, loss.size])
         return self.world.mean(sums)
@@ -195,6 +209,7 @@ class Trainer:
             swap=swap_share(self.step - 1, self.s),
             rate=learning_rate(self.step - 1, self.s),
             gradient=figures.gradient.item(),
+            pull=self.pull.weight if self.s.zeros else l1_weight(self.step - 1, self.s),
             tokens_per_s=len(seen) * tokens / max(seconds, 1e-9),
             seconds_left=(self.s.steps - self.step) * seconds / len(seen),
         )

@@ -1,0 +1,168 @@
+"""The first stage: layer after layer, each new FFN learns to lead its stream back to that of the original.
+
+No gradient crosses a layer and no logits are needed, so a token costs half of what it costs in the whole network and
+tells every FFN directly what was wanted of it. The output weights, in which the error is quadratic, are solved for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotset.errors import TrainingError
+from hotset.train.checkpoint import Checkpoints, Place
+from hotset.train.ffn import SparseFfn
+from hotset.train.mixture import Mixture
+from hotset.train.parallel import World
+from hotset.train.pull import Pull
+from hotset.train.refit import refit, turn_signs
+from hotset.train.report import FfnNow, Reporter
+from hotset.train.schedule import ffn_learning_rate, wanted_zeros
+from hotset.train.settings import Running, Settings
+from hotset.train.streams import Lesson, Streams, contributions
+
+_BETAS = (0.9, 0.95)
+_SPREAD = 0.5  # of the way from even zeros to those of one limit on all neurons' contributions; see the log
+_RANGE = (0.5, 0.97)  # zeros of a layer at least and at most, where more or fewer are wanted by that
+_SIGN_TOKENS = 4096
+_BLEND = 0.2  # of the newest update in the zeros that lead the pull
+
+
+class Layerwise:
+    """One run of the first stage, from its first layer or from its newest checkpoint to its last layer."""
+
+    def __init__(
+        self, settings: Settings, running: Running, world: World, model: Any, teacher: Any, mixture: Mixture
+    ) -> None:
+        self.s, self.running, self.world, self.model, self.teacher = settings, running, world, model, teacher
+        self.mixture = mixture
+        self.ffns: list[SparseFfn] = [layer.mlp for layer in model.model.layers]
+        self.step = 0  # layers done
+        self.seconds = 0.0
+        self.pull = Pull()  # of the layer under way; the next one begins with its weight
+
+    def resume(self, checkpoints: Checkpoints, compare: Callable[[dict[str, Any], list[str]], None]) -> None:
+        """Goes to the newest checkpoint. Raises as Checkpoints.load."""
+        if (place := checkpoints.load(self.model, [], compare)) is not None:
+            self.step, self.seconds, self.pull = place.step, place.seconds, Pull(*place.pull)
+
+    def run(self, reporter: Reporter, stop: Callable[[], bool], save: Callable[[Place], None]) -> bool:
+        """Trains to the last layer, or until `stop` says so; finished layers are saved. True: it was the last.
+
+        Raises: TrainingError (an error that is no number), StorageError.
+        """
+        self.mixture.drawn[:] = 0
+        ids = torch.from_numpy(self.mixture.batch(self.s.ffn_sequences))[:, :-1].to(self.world.device)
+        if self.step == len(self.ffns):
+            return True
+        saved = before = time.monotonic()
+        with self._precision():
+            streams = Streams(self.teacher, self.model, ids, self.running.micro_batch)
+            goals = self._goals(streams.passes[0])
+            for number, ffn in enumerate(self.ffns):
+                lesson = streams.enter(number)
+                if number < self.step:
+                    streams.leave(lesson, ffn)
+                    continue
+                kept = {name: value.clone() for name, value in ffn.state_dict().items()}
+                zeros = self._train(number, ffn, lesson, goals[number], stop)
+                if zeros is None:
+                    ffn.load_state_dict(kept)
+                    save(self._place())
+                    return False
+                now = time.monotonic()
+                self.step, self.seconds, before = number + 1, self.seconds + now - before, now
+                error = streams.leave(lesson, ffn)
+                self._require_number(error)
+                reporter.ffn_layer(self._now(error, zeros))
+                if self.step == len(self.ffns) or now - saved > self.running.checkpoint_every:
+                    save(self._place())
+                    saved = time.monotonic()
+        return True
+
+    def _place(self) -> Place:
+        return Place(self.step, self.mixture.drawn.tolist(), self.seconds, (self.pull.weight, None))
+
+    def _goals(self, ids: Tensor) -> list[float]:
+        """Zeros wanted of each layer, [layers]; their mean is what was asked for, within _RANGE."""
+        if not self.s.zeros:
+            return [0.0] * len(self.ffns)
+        sizes = contributions(self.teacher, ids)
+        taken = torch.cat([each.flatten()[:: max(each.numel() // 65536, 1)] for each in sizes])
+        limit = float(taken.kthvalue(max(round(self.s.zeros * len(taken)), 1)).values)
+        below = [float((each < limit).float().mean()) for each in sizes]
+        return [min(max(self.s.zeros + _SPREAD * (b - self.s.zeros), _RANGE[0]), _RANGE[1]) for b in below]
+
+    def _train(
+        self, number: int, ffn: SparseFfn, lesson: Lesson, goal: float, stop: Callable[[], bool]
+    ) -> float | None:
+        """One layer. Returns the zeros of its last updates; None: stopped on the way."""
+        with torch.no_grad():
+            if ffn.kind == "drelu":
+                turn_signs(ffn, lesson.part(slice(0, _SIGN_TOKENS)))
+            refit(ffn, lesson)
+        optimizer = self._optimizer(ffn, lesson)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        share, pull, zeros = lesson.share(), Pull(self.pull.weight), 0.0
+        for done, part in self._shuffled(number, lesson):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * ffn_learning_rate(done, self.s)
+            now = self._update(ffn, part, share, pull.weight if goal else 0.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if pull.start is None:
+                pull.start = zeros = now
+            zeros += _BLEND * (now - zeros)
+            pull.follow(zeros, wanted_zeros(done, pull.start, goal))
+            if stop():
+                return None
+        with torch.no_grad():
+            refit(ffn, lesson)
+        self.pull = pull
+        return zeros
+
+    def _optimizer(self, ffn: SparseFfn, lesson: Lesson) -> torch.optim.AdamW:
+        """A step of AdamW moves all weights by about its rate: gate and up the further, the smaller their inputs."""
+        size = float(lesson.inputs.float().square().mean().sqrt())
+        groups = [
+            {"params": [ffn.gate_proj.weight, ffn.up_proj.weight], "lr": 1 / max(size, 1e-6)},
+            {"params": [ffn.down_proj.weight], "lr": 1.0},
+        ]
+        return torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, fused=True)
+
+    def _shuffled(self, number: int, lesson: Lesson) -> Iterator[tuple[float, Lesson]]:
+        """All tokens once in an order of the layer's own, in parts; with the share that came before."""
+        generator = torch.Generator().manual_seed(self.s.seed * 1_000_003 + number)
+        parts = torch.randperm(len(lesson.inputs), generator=generator).split(self.s.ffn_batch)
+        return ((i / len(parts), lesson.part(chosen.to(self.world.device))) for i, chosen in enumerate(parts))
+
+    def _update(self, ffn: SparseFfn, part: Lesson, share: float, pull: float) -> float:
+        """Gradients of one update; returns the share of zeros before it."""
+        neurons = ffn.activate(ffn.gate_proj(part.inputs), ffn.up_proj(part.inputs))
+        out = ffn.down_proj(neurons)
+        wrong = (out.float() - part.wanted) * part.weights[:, None]
+        error = wrong.square().sum(-1).mean() / share
+        added = (ffn.contributions(neurons) * part.weights).mean() / share**0.5
+        (error + pull * added).backward()
+        return float((neurons.detach() == 0).float().mean())
+
+    def _require_number(self, error: float) -> None:
+        if not error < float("inf"):
+            raise TrainingError(
+                f"layer {self.step - 1}: the error of its FFN is no number; "
+                f"try a lower --ffn-lr (is {self.s.ffn_lr:g}) or --dtype f32"
+            )
+
+    def _now(self, error: float, zeros: float) -> FfnNow:
+        each, left = self.seconds / self.step, len(self.ffns) - self.step
+        speed = self.s.ffn_sequences * self.s.sequence / max(each, 1e-9)
+        return FfnNow(self.step, len(self.ffns), error, zeros, self.pull.weight, speed, left * each)
+
+    def _precision(self) -> Any:
+        """Without the cache of weights in bf16, which would outlive updates of the weights themselves."""
+        wanted = self.s.dtype == "bf16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=wanted, cache_enabled=False)

@@ -1,0 +1,69 @@
+"""What a run of `hotset sparsify` may be asked to do, and how strong its pull to zero gets. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hotset.errors import UsageError
+from hotset.train.pull import Pull
+from hotset.train.schedule import ffn_learning_rate, wanted_zeros
+from hotset.train.settings import DataSource, Settings
+
+
+def settings(**changes: object) -> Settings:
+    return Settings(**({"model": "m", "data": (DataSource(Path("a")),)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"zeros": 0.85, "l1": 0.1}, "--zeros finds the weight that --l1 would give"),
+        ({"zeros": 0.85, "activation": "keep"}, "are for a new activation"),
+        ({"ffn_sequences": 10, "activation": "keep"}, "are for a new activation"),
+        ({"ffn_sequences": 10, "from_scratch": True}, "--from-scratch has none"),
+        ({"zeros": 85.0}, "--zeros is 85.0; want a share below 1"),
+        ({"zeros": float("nan")}, "--zeros is nan; want a share below 1"),
+        ({"ffn_batch": 0}, "--ffn-batch is 0; want at least 1"),
+        ({"ffn_lr": 0.0}, "--ffn-lr is 0.0; want a number above 0"),
+    ],
+)
+def test_settings_that_no_run_can_have(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        settings(**changes).check()
+
+
+def test_the_pull_settles_where_the_zeros_are_as_wanted() -> None:
+    """Zeros that answer to the weight's logarithm with noise, as measured ones do."""
+    random, pull, found = np.random.default_rng(0), Pull(), []
+    for _ in range(300):
+        zeros = 0.9 + 0.05 * np.log10(pull.weight) + random.normal(scale=0.003)
+        pull.follow(zeros, 0.85)
+        found.append(zeros)
+    assert np.mean(found[-50:]) == pytest.approx(0.85, abs=0.003)
+    assert pull.weight == pytest.approx(0.1, rel=0.2)
+
+
+def test_a_pull_that_nothing_answers_to_stays_finite() -> None:
+    pull = Pull()
+    for _ in range(10_000):
+        pull.follow(0.0, 0.9)
+    assert pull.weight == 1e3
+    for _ in range(10_000):
+        pull.follow(1.0, 0.1)
+    assert pull.weight == 1e-5
+
+
+def test_wanted_zeros_rise_and_stay() -> None:
+    found = [wanted_zeros(done, 0.6, 0.9) for done in (0.0, 0.3, 0.6, 0.8, 1.0)]
+    assert found == pytest.approx([0.6, 0.75, 0.9, 0.9, 0.9])
+
+
+def test_rate_of_a_layers_updates_rises_then_falls() -> None:
+    s = settings(ffn_lr=2e-3, final_lr=0.1)
+    rates = [ffn_learning_rate(done, s) for done in np.linspace(0, 1, 101)]
+    assert max(rates) == pytest.approx(2e-3) and 9 <= int(np.argmax(rates)) <= 11
+    assert rates[0] < 1e-4 and rates[-1] == pytest.approx(2e-4)
+    assert np.all(np.diff(rates[11:]) < 0)
