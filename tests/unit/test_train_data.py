@@ -88,34 +88,34 @@ def encoder() -> Encoder:
 def test_tokens_are_the_documents_each_with_its_end(tmp_path: Path, encoder: Encoder) -> None:
     texts = [f"Tom has {i} cats.\n" * 30 for i in range(500)] + [""]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    found = token_file(tmp_path / "a.jsonl", encoder, tmp_path / "tokens")
+    found = token_file(tmp_path / "a.jsonl", encoder, tmp_path / "tokens", 10)
     tokenizer = Tokenizer.load(MODEL)
     wanted = [i for text in texts[:-1] for i in (*tokenizer.encode(text, add_special=False), 2)]  # 2: </s>
     assert found.ids.tolist() == wanted
     stamp = found.path.stat().st_mtime_ns
-    again = token_file(tmp_path / "a.jsonl", encoder, tmp_path / "tokens")
+    again = token_file(tmp_path / "a.jsonl", encoder, tmp_path / "tokens", 10)
     assert (again.fingerprint, again.path.stat().st_mtime_ns) == (found.fingerprint, stamp)
     assert not list((tmp_path / "tokens").glob("*.part"))
 
 
 def test_tokens_are_made_again_when_the_text_changes(tmp_path: Path, encoder: Encoder) -> None:
     (tmp_path / "a.txt").write_text("One cat.")
-    first = token_file(tmp_path / "a.txt", encoder, tmp_path)
+    first = token_file(tmp_path / "a.txt", encoder, tmp_path, 10)
     (tmp_path / "a.txt").write_text("Two cats.")
-    second = token_file(tmp_path / "a.txt", encoder, tmp_path)
+    second = token_file(tmp_path / "a.txt", encoder, tmp_path, 10)
     assert first.fingerprint != second.fingerprint
 
 
 def test_text_that_does_not_fit_the_model_is_refused(tmp_path: Path, encoder: Encoder) -> None:
     (tmp_path / "a.txt").write_text("cat " * 20)
     with pytest.raises(InputError, match="model has rows for 100; the tokenizer"):
-        token_file(tmp_path / "a.txt", Encoder(encoder.tokenizer, 100, "x"), tmp_path)
+        token_file(tmp_path / "a.txt", Encoder(encoder.tokenizer, 100, "x"), tmp_path, 10)
     (tmp_path / "b.txt").write_text("")
     with pytest.raises(InputError, match="gives no tokens"):
-        token_file(tmp_path / "b.txt", encoder, tmp_path)
+        token_file(tmp_path / "b.txt", encoder, tmp_path, 10)
     (tmp_path / "c.jsonl").write_text('{"text": "ok"}\n{"text": "\\ud800"}\n')
     with pytest.raises(InputError, match="lone surrogate"):
-        token_file(tmp_path / "c.jsonl", encoder, tmp_path)
+        token_file(tmp_path / "c.jsonl", encoder, tmp_path, 10)
 
 
 # --- mixture -----------------------------------------------------------------------------------------------

@@ -70,14 +70,14 @@ class RunningFlags:
 
 @takes(method=MethodFlags, running=RunningFlags)
 def sparsify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder of a Llama-like model.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder or hub id of a Llama-like model.")],
     data: Annotated[
         list[str],
         typer.Option(
             "--data",
             "-d",
             metavar="FILE[=WEIGHT]",
-            help="Text, .jsonl or .parquet (.zst, .gz) or a folder; repeatable.",
+            help="Text, .jsonl or .parquet (.zst, .gz), a folder, or hf:OWNER/NAME[/CONFIG][:SPLIT]; repeatable.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the result and its run.")],
@@ -106,7 +106,7 @@ def sparsify(
     from hotset.train.settings import DataSource, Running, Settings
 
     settings = Settings(
-        model=model,
+        model=_folder_of(model),
         data=tuple(DataSource.parse(each) for each in data),
         steps=steps_of(steps, tokens, method.batch * method.sequence),
         ffn_sequences=steps_of(None, ffn_tokens, method.sequence) if ffn_tokens else 0,
@@ -123,6 +123,22 @@ def sparsify(
         raise typer.Exit(130)
     else:
         print(f"{output}\nnext: hotset convert {output} STORE")
+
+
+def _folder_of(model: str) -> str:
+    """The folder of a checkpoint, fetched first if a hub id is given. Raises UsageError for GGUF files."""
+    from hotset.tools.pull import download
+    from hotset.tools.resolve import ALIASES, is_hub_id
+
+    found = Path(model)
+    if not found.exists() and (is_hub_id(model) or model.lower() in ALIASES):
+        with progress_bar() as progress:
+            found = download(model, progress=progress)
+    if found.suffix == ".gguf":
+        raise UsageError(
+            f"{model} is a GGUF file, whose weights are rounded; give the folder or hub id of its checkpoint"
+        )
+    return str(found)
 
 
 def steps_of(steps: int | None, tokens: str | None, each: int) -> int:

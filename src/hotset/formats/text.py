@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hotset.errors import HostError, InputError, StorageError
+from hotset.formats.datasets import dataset_texts, is_dataset
 from hotset.formats.files import quoted, storage_error
 
 _PIECE = 1 << 16  # characters of plain text that make one document, up to the next end of a line
@@ -18,7 +19,9 @@ _WRAPPERS = (".zst", ".gz")
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or all text files below a folder by name. Raises StorageError, InputError."""
+    """The file itself, a dataset's name, or all text files below a folder. Raises StorageError, InputError."""
+    if is_dataset(path):
+        return [path]
     if not path.is_dir():
         if not path.exists():
             raise StorageError(f"{path} does not exist; give a file of text or a folder of such files to --data")
@@ -33,8 +36,12 @@ def files_of(path: Path) -> list[Path]:
 def documents(path: Path) -> Iterator[str]:
     """Texts of one file, in order: the key or column `text` of JSONL and Parquet, else pieces that end with a line.
 
-    Raises: InputError (not UTF-8, no texts), StorageError, HostError (a reader that is not installed).
+    Raises: InputError (not UTF-8, no texts), StorageError, HostError (a reader that is not installed), and for
+        datasets what dataset_texts raises.
     """
+    if is_dataset(path):
+        yield from dataset_texts(path)
+        return
     try:
         if _kind(path) == ".parquet":
             yield from _parquet(path)

@@ -19,7 +19,7 @@ DTYPES = ("bf16", "f32")
 class DataSource:
     """One text with its share of the mixture; weight None: in proportion to its tokens."""
 
-    path: Path
+    path: Path  # of a file or a folder, or the name of a dataset, hf:OWNER/NAME
     weight: float | None = None
 
     @staticmethod
@@ -105,6 +105,11 @@ class Settings:
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
             raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; want {wanted}")
+
+    def tokens_from(self, source: DataSource) -> int:
+        """That the run takes from a source at most, those held out included."""
+        trained = (self.ffn_sequences + self.steps * self.batch) * (source.weight or 1.0)
+        return math.ceil(trained / (1 - self.held_out) + 2) * self.sequence + 1
 
     def as_json(self) -> dict[str, Any]:
         data = [{"path": str(source.path), "weight": source.weight} for source in self.data]

@@ -74,7 +74,7 @@ def sparsify(
 
 def _read_data(s: Settings, source: Path, config: Json, dest: Path, progress: Progress) -> tuple[Mixture, list[str]]:
     encoder = Encoder.load(source, int(config["vocab_size"]))
-    files = [token_file(d.path, encoder, dest / "tokens", progress) for d in s.data]
+    files = [token_file(d.path, encoder, dest / "tokens", s.tokens_from(d), progress) for d in s.data]
     sources = [
         make_source(str(d.path), f.ids, s.sequence, s.held_out, (s.seed, i))
         for i, (d, f) in enumerate(zip(s.data, files, strict=True))

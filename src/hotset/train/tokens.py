@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import InputError
+from hotset.formats.datasets import is_dataset
 from hotset.formats.progress import Progress, silent
 from hotset.formats.text import documents, files_of
 from hotset.tokenizer import Tokenizer
@@ -57,30 +58,34 @@ class Encoder:
         return ids
 
 
-def token_file(source: Path, encoder: Encoder, folder: Path, progress: Progress = silent) -> TokenFile:
-    """The tokens of a file or folder of text, encoded into `folder` unless they lie there already.
+def token_file(source: Path, encoder: Encoder, folder: Path, most: int, progress: Progress = silent) -> TokenFile:
+    """The tokens of a file, a folder of text or a dataset, encoded into `folder` unless they lie there already.
 
-    Raises: InputError (no text, not UTF-8, ids that the model lacks), StorageError.
+    most: tokens after which a dataset is read no further, as it may be larger than any drive; files are read whole.
+    Raises: InputError (no text, not UTF-8, ids that the model lacks), StorageError, and what dataset_texts raises.
     """
     files = files_of(source)
-    path = folder / f"{source.stem[:40]}-{_key(files, encoder)}.tokens"
+    path = folder / f"{source.stem[:40]}-{_key(files, encoder, most)}.tokens"
     about = path.with_suffix(".json")
     if not (path.is_file() and about.is_file()):
         folder.mkdir(parents=True, exist_ok=True)
-        _write(path, about, files, encoder, progress)
+        _write(path, about, files, encoder, most if is_dataset(source) else None, progress)
     fingerprint = str(json.loads(about.read_text())["sha256"])
     return TokenFile(path, np.memmap(path, np.uint32, mode="r"), fingerprint)
 
 
-def _key(files: list[Path], encoder: Encoder) -> str:
-    states = [(str(p.resolve()), s.st_size, s.st_mtime_ns) for p in files if (s := p.stat())]
+def _key(files: list[Path], encoder: Encoder, most: int) -> str:
+    if is_dataset(files[0]):
+        states = [(str(files[0]), most, 0)]
+    else:
+        states = [(str(p.resolve()), s.st_size, s.st_mtime_ns) for p in files if (s := p.stat())]
     return hashlib.sha256(json.dumps([states, encoder.digest, encoder.vocab]).encode()).hexdigest()[:12]
 
 
-def _write(path: Path, about: Path, files: list[Path], encoder: Encoder, progress: Progress) -> None:
+def _write(path: Path, about: Path, files: list[Path], encoder: Encoder, most: int | None, progress: Progress) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")  # processes of one run may encode at the same time
     digest, size = hashlib.sha256(), 0
-    total = sum(p.stat().st_size for p in files)
+    total = most or sum(p.stat().st_size for p in files)
     try:
         with part.open("wb") as out:
             for file, done in _with_bytes_before(files):
@@ -89,7 +94,9 @@ def _write(path: Path, about: Path, files: list[Path], encoder: Encoder, progres
                     out.write(ids.tobytes())
                     digest.update(ids.tobytes())
                     size += ids.size
-                    progress(done, total, f"encoding {file.name}")
+                    progress(size if most else done, total, f"encoding {file.name}")
+                    if most and size >= most:
+                        break
             out.flush()
             os.fsync(out.fileno())
         if not size:
@@ -106,7 +113,7 @@ def _with_bytes_before(files: list[Path]) -> Iterator[tuple[Path, int]]:
     done = 0
     for file in files:
         yield file, done
-        done += file.stat().st_size
+        done += 0 if is_dataset(file) else file.stat().st_size
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
