@@ -61,12 +61,20 @@ def gates(dense: Store) -> list[Floats]:
     return found
 
 
-def write(packed: Store, dense: Store, facts: dict[str, Any] = FACTS, limit: float = 1e-6, fmt: str = "f32") -> None:
+def write(
+    packed: Store,
+    dense: Store,
+    facts: dict[str, Any] = FACTS,
+    limit: float = 1e-6,
+    fmt: str = "f32",
+    agreements: tuple[float, ...] = (),
+) -> None:
     assert packed.neurons is not None
     maps = [(np.eye(packed.neurons.hidden, dtype=np.float32), gate) for gate in gates(dense)]
     layers = packed.neurons.layers
     scores = np.array([[limit, 2 * limit]] * layers, np.float32)
-    write_predictors(packed.path, packed.neurons, maps, replace(TABLES, scores=scores), MEASURED, facts, fmt)
+    tables = replace(TABLES, scores=scores)
+    write_predictors(packed.path, packed.neurons, maps, tables, MEASURED, facts, fmt, agreements)
 
 
 def read(packed: Store) -> Predictors | None:
@@ -104,6 +112,26 @@ def test_missing_neurons_may_count_as_others_do(packed: Store, dense: Store) -> 
     assert found is not None and found.fetch == 1
     assert found.limits() == ((0.5,) * 5, (0.5,) * 5)
     assert found.wanted() == found.candidates()
+
+
+def test_agreement_with_the_exact_model_is_kept_where_it_was_measured(packed: Store, dense: Store) -> None:
+    write(packed, dense)
+    found = read(packed)
+    assert found is not None and found.agreements == () and found.agreement() is None
+    write(packed, dense, agreements=(0.8, 0.9, 0.7))
+    found = read(packed)
+    assert found is not None and found.agreement() == pytest.approx(0.8)
+    for loss, agreement in (
+        (0.0005, 0.9),
+        (0.004, 0.7),
+        (0.5, 0.7),
+        (0.002, 0.75),
+    ):  # the last is half way in logarithms
+        assert found.agreement(loss) == pytest.approx(agreement, abs=1e-4)
+    for wrong in ((0.8,), (0.8, 0.9, 1.5)):
+        write(packed, dense, agreements=wrong)
+        with pytest.raises(FormatError, match="agreements"):
+            read(packed)
 
 
 def test_a_predictor_that_is_the_gate_changes_no_token(packed: Store, dense: Store, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_thresholds_lose_what_they_may() -> None:
 
 
 def quality(energy: float, kl: float) -> Quality:
-    return Quality(energy, kl, 0.0, 10, 10, change_error=0.0, predicted=0.1, missed=0.01, tokens=100)
+    return Quality(energy, kl, 0.0, 10, 10, change_error=0.0, predicted=0.1, missed=0.01, agreement=0.9, tokens=100)
 
 
 @pytest.mark.parametrize("slope", [0.003, 0.1, 2.0, 8.0])
@@ -185,6 +185,7 @@ def test_trained_predictors_keep_the_loss(store: Path, report: TrainReport) -> N
     assert trained.candidates() == pytest.approx(report.candidates)
     assert trained.perplexity_change == pytest.approx(math.expm1(report.quality.kl))
     assert trained.energy == report.quality.energy
+    assert trained.agreement() == pytest.approx(report.quality.agreement) and 0.5 < report.quality.agreement < 1
     assert all(math.isfinite(k) and k <= f for k, f in zip(*trained.limits(), strict=True))
     assert [d.rows for d in trained.down] == [layer.rank for layer in report.layers]
     assert not list(store.glob(".train-predictor-*"))

@@ -2,7 +2,8 @@
 
 Tensors of layer i: `hotset.layers.{i}.predictor.down` [rank, hidden] and `…up` [ffn, rank], packed like all matrices of
 a store, rows of `up` in the store's order of neurons; and of the whole model `hotset.predictor.losses`, `…scores`,
-`…predicted` and `…recall`, see Thresholds, `…energies` and `…changes`, see Predictors, all f32. From them come the
+`…predicted` and `…recall`, see Thresholds, `…energies`, `…changes` and, in newer files, `…agreements`, see Predictors,
+all f32. From them come the
 least scores at which a neuron in memory, and a missing one, is computed.
 """
 
@@ -31,6 +32,7 @@ PREDICTORS_FILE = "predictors.safetensors"
 FETCH = 30.0
 LEAST_ENERGY, MOST_ENERGY = 1e-6, 0.5
 _MEASURED = ("energies", "changes")
+_AGREEMENTS = "agreements"
 _TABLES = ("losses", "scores", "predicted", "recall")
 _FACTS = {
     "relu": bool,
@@ -94,6 +96,7 @@ class Predictors:
     perplexity_change: float  # relative, expected then on text like that held out: e^divergence - 1
     measured: tuple[tuple[float, float], ...]  # (energy, perplexity_change) of everything that was tried, all above 0
     fetch: float = FETCH  # share of energy given up where neurons are missing, to that where they are in memory
+    agreements: tuple[float, ...] = ()  # of each of these, share of likeliest tokens that were the exact ones; or none
 
     def energy_at(self, loss: float | None) -> float:
         """The share of energy to give up for an allowed loss of perplexity; None: as calibrated.
@@ -112,6 +115,15 @@ class Predictors:
             order = changes.argsort()
             energy = np.exp(np.interp(np.log(loss), np.log(changes[order]), np.log(energies[order])))
         return float(min(max(energy, LEAST_ENERGY), MOST_ENERGY))
+
+    def agreement(self, loss: float | None = None) -> float | None:
+        """Share of tokens whose likeliest successor is the exact one; None if that was not measured."""
+        if not self.agreements:
+            return None
+        energies = np.array([energy for energy, _ in self.measured])
+        order = energies.argsort()
+        shares = np.array(self.agreements)[order]
+        return float(np.interp(np.log(self.energy_at(loss)), np.log(energies[order]), shares))
 
     def limits(self, loss: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least scores of neurons in memory and of missing ones, by layer."""
@@ -156,11 +168,12 @@ def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
     if len(energies) != len(changes) or not (energies > 0).all() or not (changes > 0).all():
         raise FormatError(f"{path}: {len(energies)} energies, {len(changes)} changes; train the predictors again")
     measured = tuple(zip(energies.tolist(), changes.tolist(), strict=True))
+    agreements = _agreements(path, entries, len(measured))
     down, up = (tuple(e for e in maps[part] if e is not None) for part in ("down", "up"))
     _check_shapes(path, down, up, neurons)
     if facts.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; train the predictors again, or remove it")
-    return Predictors(down, up, tables, measured=measured, **facts)
+    return Predictors(down, up, tables, measured=measured, agreements=agreements, **facts)
 
 
 def write_predictors(
@@ -171,11 +184,12 @@ def write_predictors(
     measured: Sequence[tuple[float, float]],
     facts: Mapping[str, bool | float],
     fmt: str = "q8_0",
+    agreements: Sequence[float] = (),
 ) -> Path:
     """Writes predictors beside a packed store, whole or not at all.
 
     maps: of each layer down [rank, hidden] and up [ffn, rank], rows in the model's own order of neurons.
-    measured, facts (relu, ahead, active, energy, perplexity_change, fetch): as in Predictors.
+    measured, agreements, facts (relu, ahead, active, energy, perplexity_change, fetch): as in Predictors.
     Raises: FormatError (a weight that is no number), OSError.
     """
     path, partial = folder / PREDICTORS_FILE, folder / f".{PREDICTORS_FILE}.partial"
@@ -186,6 +200,8 @@ def write_predictors(
     ]
     vectors = {name: getattr(tables, name).ravel() for name in _TABLES}
     vectors |= dict(zip(_MEASURED, np.array(measured, np.float32).T, strict=True))
+    if agreements:
+        vectors[_AGREEMENTS] = np.array(agreements, np.float32)
     tensors += [
         StoreTensor(f"hotset.predictor.{name}", "f32", len(values), 0, neurons=False)
         for name, values in vectors.items()
@@ -251,6 +267,16 @@ def _tables(path: Path, entries: Mapping[str, StoreEntry], layers: int) -> Itera
         if len(values) != layers * len(losses):
             raise FormatError(f"{path}: {len(values)} values of {name} for {layers} layers; train the predictors again")
         yield values.reshape(layers, -1)
+
+
+def _agreements(path: Path, entries: Mapping[str, StoreEntry], count: int) -> tuple[float, ...]:
+    """Of each calibration run; none in files of earlier versions."""
+    if f"hotset.predictor.{_AGREEMENTS}" not in entries:
+        return ()
+    found = _vector(path, entries, _AGREEMENTS)
+    if len(found) != count or not ((found >= 0) & (found <= 1)).all():
+        raise FormatError(f"{path}: {len(found)} agreements, wanted {count} shares; train the predictors again")
+    return tuple(found.tolist())
 
 
 def _vector(path: Path, entries: Mapping[str, StoreEntry], name: str) -> NDArray[np.float32]:

@@ -102,8 +102,9 @@ class _Training:
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
         took = time.monotonic() - start
         report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, self.options.fetch, inputs.shape[1], took)
+        facts, tried = self._facts(report.facts), report.agreements
         path = write_predictors(
-            self.store.path, self.info, self.maps, self._tables(), report.measured, self._facts(report.facts), FORMAT
+            self.store.path, self.info, self.maps, self._tables(), report.measured, facts, FORMAT, tried
         )
         return replace(report, path=path)
 

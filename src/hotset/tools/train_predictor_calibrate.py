@@ -53,6 +53,7 @@ class Quality:
     change_error: float  # of log(perplexity / exact_perplexity)
     predicted: float  # share of all neurons that were computed
     missed: float  # share of all neurons that were read for it
+    agreement: float  # share of the tokens after which the likeliest next one is the exact one's
     tokens: int
 
     @property
@@ -119,7 +120,7 @@ class Bench:
         """Runs the text with neurons found so. energy: what thresholds give up, as the result says."""
         core = self._core(options)
         figures = np.concatenate([np.array(list(_compare(core, passage))) for passage in text])
-        kl, exact, got, scored = figures.T
+        kl, exact, got, scored, agreed = figures.T
         stats = core.sparse_stats
         count = max(stats["layers"] * self.info.ffn, 1)
         exact, got = exact[scored > 0], got[scored > 0]
@@ -132,6 +133,7 @@ class Bench:
             change_error=_error(got - exact),
             predicted=stats["candidates"] / count,
             missed=stats["missed"] / count,
+            agreement=float(agreed.mean()),
             tokens=len(kl),
         )
 
@@ -166,8 +168,10 @@ def calibrate(measure: Callable[[float], Quality], allowed: float) -> list[Quali
     return [*(r for r in runs if r is not best), best]
 
 
-def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, float, float, float]]:
-    """After each token: divergence; surprise of the exact and of this engine at the next token; 1 if there is one."""
+def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, float, float, float, float]]:
+    """After each token: divergence; surprise of the exact and of this engine at the next token; 1 if there is one;
+    1 if both have the same likeliest one.
+    """
     tokens, prompt = passage.tokens, passage.prompt
     seq = core.sequence_new()
     run(core, seq, tokens[:prompt], len(tokens))
@@ -175,11 +179,12 @@ def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, floa
         run(core, seq, tokens[prompt + i : prompt + i + 1], len(tokens), want=1)
         p, q = _log_softmax(exact), _log_softmax(core.logits()[0])
         divergence = float(np.exp(p) @ (p - q))
+        agreed = float(p.argmax() == q.argmax())
         following = prompt + i + 1
         if following < len(tokens):
-            yield divergence, -float(p[tokens[following]]), -float(q[tokens[following]]), 1.0
+            yield divergence, -float(p[tokens[following]]), -float(q[tokens[following]]), 1.0, agreed
         else:
-            yield divergence, 0.0, 0.0, 0.0
+            yield divergence, 0.0, 0.0, 0.0, agreed
     core.sequence_free(seq)
 
 

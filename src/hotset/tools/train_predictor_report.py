@@ -71,6 +71,11 @@ class TrainReport:
         return [(q.energy, max(q.change, 1e-9)) for q in (*self.others, self.quality)]
 
     @property
+    def agreements(self) -> list[float]:
+        """Of the same runs."""
+        return [q.agreement for q in (*self.others, self.quality)]
+
+    @property
     def notes(self) -> list[str]:
         if self.quality.surely <= self.allowed:
             return []
@@ -107,7 +112,7 @@ def lines(report: TrainReport) -> list[str]:
         f"on {q.tokens} held-out tokens, half of the neurons in memory, {q.predicted:.1%} of all computed, "
         f"{q.missed:.2%} read:",
         f"  divergence from exact  {q.kl:.5f} +- {q.kl_error:.5f} nats: perplexity of the model's own text "
-        f"{q.change:+.2%}, allowed {report.allowed:+.2%}",
+        f"{q.change:+.2%}, allowed {report.allowed:+.2%}; likeliest token the exact one after {q.agreement:.1%}",
         f"  perplexity of the text {q.exact_perplexity:.3f} exact, {q.perplexity:.3f} predicted: {grown:+.2%} "
         f"+- {math.expm1(q.change_error):.2%}",
     ]
