@@ -15,17 +15,20 @@ from hotset.planner.rates import Rates, load_rates, rates_from_json
 from hotset.tools import probe as tool
 from hotset.tools import probe_drive, probe_neurons
 from hotset.tools.probe_drive import MIB, DriveGrid, DriveSample
-from hotset.tools.probe_kernels import int8_gmac_per_s, thread_counts
+from hotset.tools.probe_kernels import check_bytes_per_s, int8_gmac_per_s, thread_counts
 
 RATES = Rates(
     threads=2,
     seq_bytes_per_s=3e9,
     random_reads_per_s={4096: 100e3, 16384: 50e3},
     best_depth={4096: 64, 16384: 32},
-    cpu_us_per_read=5.0,
+    cpu_us_per_read={4096: 5.0, 16384: 6.0},
     memory_bytes_per_s={1: 10e9, 4: 30e9},
     int8_gmac_per_s={1: 100.0, 2: 190.0},
+    weight_bytes_per_s={2: 20e9},
     neuron_bytes_per_s={1: 7e9},
+    check_bytes_per_s={1: 15e9},
+    cache_bytes=1 << 20,
 )
 SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.005, 2, 4 * MIB)
 
@@ -42,17 +45,41 @@ def test_reads_of_any_size() -> None:
     assert RATES.reads_per_s(65536) == pytest.approx(12.5e3)
 
 
+def test_no_mix_of_reads_is_faster_than_the_bound() -> None:
+    """By brute force: mixes of 40 requests of all sizes measured, none smaller than the neuron's."""
+    sizes, least = (4096, 8192, 16384), 4096
+    rates = replace(RATES, random_reads_per_s={4096: 100e3, 8192: 60e3, 16384: 55e3}, seq_bytes_per_s=1e9)
+    for small in range(0, 41, 5):
+        for middle in range(0, 41 - small, 5):
+            counts = (small, middle, 40 - small - middle)
+            took = sum(n / rates.reads_per_s(size) for n, size in zip(counts, sizes, strict=True))
+            read = sum(n * size for n, size in zip(counts, sizes, strict=True))
+            assert rates.least_drive_seconds(40, read, least) <= took * (1 + 1e-9)
+    assert rates.least_drive_seconds(40, 40 * 4096, least) == pytest.approx(40 / 100e3), "reached by equal requests"
+    assert rates.least_drive_seconds(1, 10 * 16384, least) == pytest.approx(10 / 55e3)
+    assert rates.least_drive_seconds(0, 0, least) == rates.drive_seconds(0, 0) == rates.read_cpu_s(0, 0) == 0
+    fast = replace(rates, random_reads_per_s={4096: 100e3, 1 << 20: 900.0})
+    assert fast.least_drive_seconds(3, 3 << 20, least) == pytest.approx((3 << 20) / 1e9), "reads in order"
+
+
+def test_what_so_many_reads_take() -> None:
+    assert RATES.drive_seconds(10, 10 * 10240) == pytest.approx(10 * 15e-6)
+    assert RATES.read_cpu_s(10, 10 * 5000) == pytest.approx(50e-6)
+    assert RATES.read_cpu_s(10, 10 * 90_000) == pytest.approx(60e-6)
+
+
 def test_rates_by_threads() -> None:
     assert [RATES.memory_rate(n) for n in (1, 2, 4, 9)] == [10e9, 10e9, 30e9, 30e9]
     assert [RATES.gmac_rate(n) for n in (1, 2, 3)] == [100, 190, 190]
-    assert RATES.neuron_rate(3) == 7e9
-    assert replace(RATES, neuron_bytes_per_s={}).neuron_rate(4) == RATES.memory_rate(4)
+    assert (RATES.neuron_rate(3), RATES.weight_rate(1), RATES.check_rate(2)) == (7e9, 20e9, 15e9)
+    bare = replace(RATES, neuron_bytes_per_s={}, weight_bytes_per_s={}, check_bytes_per_s={})
+    assert {bare.neuron_rate(4), bare.weight_rate(4), bare.check_rate(4)} == {RATES.memory_rate(4)}
     assert replace(RATES, memory_bytes_per_s={2: 7e9}).memory_rate(1) == 7e9
 
 
 def test_rates_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
-    path.write_text(json.dumps({"format_version": 1, "rates": RATES.as_json()}))
+    path.write_text(json.dumps({"format_version": 2, "rates": RATES.as_json()}))
     assert load_rates(path) == RATES
     old = replace(RATES, neuron_bytes_per_s={})
     assert rates_from_json(old.as_json(), "here") == old
@@ -64,7 +91,8 @@ def test_rates_survive_a_file(tmp_path: Path) -> None:
         ("threads", 0), ("threads", True), ("threads", 1.5), ("seq_bytes_per_s", -1), ("seq_bytes_per_s", "3"),
         ("random_reads_per_s", {}), ("random_reads_per_s", {"a": 1}), ("random_reads_per_s", {"4096": None}),
         ("best_depth", {"4096": 1.5}), ("memory_bytes_per_s", [1]), ("direct", 1), ("backend", None),
-        ("cpu_us_per_read", 10**400),
+        ("cpu_us_per_read", {"4096": 10**400}), ("cpu_us_per_read", {}), ("check_bytes_per_s", {"1": 0}),
+        ("cache_bytes", 0),
     ],
 )  # fmt: skip
 def test_hostile_rates(field: str, value: object) -> None:
@@ -76,12 +104,21 @@ def test_hostile_files(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
     with pytest.raises(StorageError, match="hotset probe"):
         load_rates(path)
-    for text in ("", "[1]", "{", "[" * 100_000, '{"format_version": 2}', '{"format_version": true}', "\xff"):
+    for text in ("", "[1]", "{", "[" * 100_000, '{"format_version": 1}', '{"format_version": true}', "\xff"):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(FormatError, match="hotset probe"):
             load_rates(path)
     with pytest.raises(FormatError, match="exactly threads"):
         rates_from_json({"threads": 1}, "here")
+
+
+TABLE = {
+    "memory_bytes_per_s": {2: [5.0, 6.0], 1: [3.0]},
+    "int8_gmac_per_s": {1: [9.0, 8.0]},
+    "weight_bytes_per_s": {1: [3.0, 4.0, 9.0]},
+    "neuron_bytes_per_s": {1: [2.0]},
+    "check_bytes_per_s": {1: [5.0, 6.0]},
+}
 
 
 def test_summary_takes_the_best() -> None:
@@ -92,14 +129,16 @@ def test_summary_takes_the_best() -> None:
         sample("io_uring", MIB, 4, 3e3, random=False), sample("io_uring", MIB, 8, 2e3, random=False),
         sample("pread", 4096, 64, 900e3, size=10),  # a small range says nothing about the whole
     ]  # fmt: skip
-    rates = tool.summary(2, drive, {2: [5.0, 6.0], 1: [3.0]}, {1: [9.0, 8.0]}, {1: [2.0]})
+    rates = tool.summary(2, drive, TABLE, 77)
     assert rates.backend == "io_uring"
     assert rates.seq_bytes_per_s == 3e3 * MIB
-    assert rates.random_reads_per_s == {4096: 97e3, 65536: 30e3}
-    assert rates.best_depth == {4096: 32, 65536: 64}
-    assert rates.cpu_us_per_read == pytest.approx(1e6 / 97e3)
+    assert rates.random_reads_per_s == {4096: 100e3, 65536: 30e3}
+    assert rates.best_depth == {4096: 32, 65536: 64}, "the least that is good enough"
+    assert rates.cpu_us_per_read == pytest.approx({4096: 1e6 / 97e3, 65536: 1e6 / 30e3})
     assert (rates.memory_bytes_per_s, rates.int8_gmac_per_s) == ({1: 3.0, 2: 6.0}, {1: 9.0})
-    assert rates.neuron_bytes_per_s == {1: 2.0}
+    engine = (rates.weight_bytes_per_s, rates.neuron_bytes_per_s, rates.check_bytes_per_s)
+    assert engine == ({1: 4.0}, {1: 2.0}, {1: 5.5}), "medians"
+    assert rates.cache_bytes == 77
 
 
 def test_equal_back_ends_are_told_apart_by_cpu() -> None:
@@ -109,7 +148,7 @@ def test_equal_back_ends_are_told_apart_by_cpu() -> None:
             for name, (reads, cpu) in zip(("pread", "io_uring"), reads_and_cpu, strict=True)
         ]
         order = [sample(name, MIB, 4, 1e3, random=False) for name in ("pread", "io_uring")]
-        return tool.summary(2, random + order, {1: [1.0]}, {1: [1.0]}, {1: [1.0]}).backend
+        return tool.summary(2, random + order, TABLE).backend
 
     assert backend((100e3, 8), (90e3, 3)) == "io_uring"
     assert backend((100e3, 8), (60e3, 3)) == "pread"
@@ -152,22 +191,37 @@ def test_thread_counts() -> None:
     assert [thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
-def test_kernel_rate_is_in_the_right_place() -> None:
+def test_rates_of_cores_are_in_the_right_place() -> None:
     """Between what scalar code and any CPU could do."""
     assert 0.05 < int8_gmac_per_s(2, 0.05) < 10_000
+    assert 1e8 < check_bytes_per_s(2, 0.05) < 1e12
 
 
-def test_neurons_of_a_known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every neuron is active, so the bytes counted are the bytes computed."""
-    model = probe_neurons.NeuronModel(tmp_path, 128)
-    engine = model.engine(1)
+def test_neurons_of_a_known_model(tmp_path: Path) -> None:
+    """Vectors are counted by what the engine says: gates of all candidates, the rest of those with a gate above 0."""
+    model = probe_neurons.NeuronModel(tmp_path, 3, 256)
+    engine = model.engine(1, probe_neurons.ALL)
     engine.record(activations=True)
     step = np.ones(1, np.int32)
-    engine.step(np.array([engine.sequence_new()], np.int32), step, step, np.zeros(1, np.uint8))
-    assert np.unpackbits(engine.take_record()[0]).sum() == 128
-    assert model.bytes_per_token == 128 * 3 * _core.vector_bytes("q4_0", probe_neurons.HIDDEN)
-    monkeypatch.setattr("time.perf_counter", iter(range(100)).__next__)  # a second each time
-    assert probe_neurons.neuron_bytes_per_s(model, 2, 4.5) == 4 * model.bytes_per_token / 5
+    engine.step(np.array([engine.sequence_new()], np.int32), step, step, np.ones(1, np.uint8))
+    active = np.unpackbits(engine.take_record()[0]).sum()
+    assert 0.3 * 3 * 256 < active < 0.7 * 3 * 256, "half of the gates of random weights"
+    hidden = probe_neurons.HIDDEN
+    rows = sum((4096, 512, 512, 4096)) + probe_neurons.RANK
+    maps = _core.packed_bytes("q4_0", rows, hidden) + _core.packed_bytes("q4_0", 256, probe_neurons.RANK)
+    assert model.weight_bytes == 3 * maps
+    chosen = {least: model.decode(2, least, 0.05).vectors for least in (-1e9, 0.674, 1e9)}
+    assert chosen[1e9] == 0 and chosen[-1e9] == pytest.approx(3 * 256 + 2 * active, rel=0.2)
+    assert chosen[0.674] == pytest.approx(chosen[-1e9] / 4, rel=0.3), "a quarter"
+
+
+def test_rates_of_decoding_are_differences_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = probe_neurons.NeuronModel(tmp_path, 1, 64)
+    steps = {probe_neurons.NONE: probe_neurons.Step(2e-3, 0), probe_neurons.A_QUARTER: probe_neurons.Step(5e-3, 600)}
+    monkeypatch.setattr(probe_neurons.NeuronModel, "decode", lambda self, threads, least, seconds: steps[least])
+    assert probe_neurons.weight_bytes_per_s(model, 2, 1.0) == pytest.approx(model.weight_bytes / 2e-3)
+    vector = _core.vector_bytes("q4_0", probe_neurons.HIDDEN)
+    assert probe_neurons.neuron_bytes_per_s(model, 2, 1.0) == pytest.approx(600 * vector / 3e-3)
 
 
 @pytest.fixture
@@ -178,8 +232,10 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(probe_drive, "FULL", SMALL)
     monkeypatch.setattr(probe_drive, "LEAST_FILE", MIB)
     monkeypatch.setattr("hotset.tools.probe_kernels.int8_gmac_per_s", lambda threads, seconds: 50.0 * threads)
+    monkeypatch.setattr("hotset.tools.probe_kernels.check_bytes_per_s", lambda threads, seconds: 9e9 * threads)
     monkeypatch.setattr(probe_neurons, "_LEAST_BYTES", MIB)
     monkeypatch.setattr(probe_neurons, "_CACHES", 0)
+    monkeypatch.setattr(probe_neurons, "_MOST_STEPS", 3)
     monkeypatch.setattr("hotset.tools.doctor.memory_rates", lambda counts, seconds: {n: 5e9 * n for n in counts})
     return tmp_path / "place"
 
@@ -217,7 +273,7 @@ def test_another_host_measures_again(quick: Path, monkeypatch: pytest.MonkeyPatc
     assert tool.probe(quick).fresh
 
 
-@pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 1}'])
+@pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 2}'])
 def test_damaged_result_is_replaced(quick: Path, damage: str) -> None:
     path = tool.probe(quick).path
     path.write_text(damage)

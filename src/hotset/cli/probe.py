@@ -56,11 +56,16 @@ def _lines(found: Probe) -> list[str]:
         depth = rates.best_depth[block]
         lines.append(
             f"             {human_bytes(block):>9} random: {reads:>9,.0f} reads/s, {reads * block / 1e9:.2f} GB/s at "
-            f"depth {depth}"
+            f"depth {depth}, {rates.cpu_us_per_read[block]:.1f} µs CPU each"
         )
-    lines.append(f"             {rates.cpu_us_per_read:.1f} µs CPU per read")
-    lines += [f"memory       {rate / 1e9:.1f} GB/s with {n} thread(s)" for n, rate in rates.memory_bytes_per_s.items()]
-    lines += [f"neurons      {rate / 1e9:.1f} GB/s with {n} thread(s)" for n, rate in rates.neuron_bytes_per_s.items()]
+    tables = {
+        "memory": rates.memory_bytes_per_s,
+        "matrices": rates.weight_bytes_per_s,
+        "neurons": rates.neuron_bytes_per_s,
+        "checksums": rates.check_bytes_per_s,
+    }
+    for name, table in tables.items():
+        lines += [f"{name:<12} {rate / 1e9:.1f} GB/s with {n} thread(s)" for n, rate in table.items()]
     lines += [f"int8         {rate:.0f} GMAC/s with {n} thread(s)" for n, rate in rates.int8_gmac_per_s.items()]
     return [*lines, f"kept in      {found.path}"]
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from hotset.errors import FormatError, StorageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MOST_BYTES = 1 << 20  # of the file; a full probe takes some ten KB
+_LARGE = 1 << 20  # bytes of a read in order, as probed
+_OPTIONAL = ("weight_bytes_per_s", "neuron_bytes_per_s", "check_bytes_per_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,16 @@ class Rates:
     seq_bytes_per_s: float  # large reads in rising order, best depth
     random_reads_per_s: Mapping[int, float]  # by block bytes, each at its best depth
     best_depth: Mapping[int, int]  # by block bytes: the least depth within 5 % of the best
-    cpu_us_per_read: float  # user and kernel time of a random 4 KiB read at the best depth
+    cpu_us_per_read: Mapping[int, float]  # by block bytes: user and kernel time of a random read at the best depth
     memory_bytes_per_s: Mapping[int, float]  # by threads, streaming
     int8_gmac_per_s: Mapping[int, float]  # by threads: 4-bit weights, 8-bit activations, 16 tokens at once
     backend: str = "pread"  # the faster one: "io_uring" or "pread"
     direct: bool = True  # False: no direct I/O here, so what was measured is the page cache
-    # By threads: bundles of 4-bit neurons in memory, padding left out, that decode of one sequence gets through, gate,
-    # up and down of each. Empty: not measured.
-    neuron_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
+    # What decode of one sequence gets through, by threads; empty: not measured.
+    weight_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # matrices of 4-bit weights
+    neuron_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # 4-bit vectors of neurons that lie apart
+    check_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # checksums of what was read
+    cache_bytes: int = 1  # of the last level: what is no larger need not come from memory for every token
 
     def reads_per_s(self, block_bytes: int) -> float:
         """Random reads of a size that need not be in the table.
@@ -48,13 +52,53 @@ class Rates:
         seconds = (1 - share) / self.random_reads_per_s[low] + share / self.random_reads_per_s[high]
         return 1 / seconds
 
+    def drive_seconds(self, requests: float, read_bytes: float) -> float:
+        """That so many requests take, each taken as one of the mean size."""
+        return requests / self.reads_per_s(round(read_bytes / requests)) if requests else 0.0
+
+    def least_drive_seconds(self, requests: float, read_bytes: float, least: int) -> float:
+        """Less than which no mix of so many requests takes, none of which is smaller than `least` bytes.
+
+        Of all mixes of one mean size the fastest is on the lower convex hull of time over size.
+        """
+        if not requests:
+            return 0.0
+        sizes = [least, *(size for size in self.random_reads_per_s if size > least)]
+        times = [
+            (size, 1 / max(self.reads_per_s(size), self.seq_bytes_per_s / size * (size >= _LARGE))) for size in sizes
+        ]
+        size = max(read_bytes / requests, float(least))
+        if size >= times[-1][0]:
+            return requests * times[-1][1] * size / times[-1][0]
+        return requests * min(
+            low_s + (high_s - low_s) * (size - low) / (high - low)
+            for low, low_s in times
+            for high, high_s in times
+            if low <= size < high
+        )
+
+    def read_cpu_s(self, requests: float, read_bytes: float) -> float:
+        """Of cores, to issue and take so many requests: those of the nearest size that was measured."""
+        if not requests:
+            return 0.0
+        nearest = min(self.cpu_us_per_read, key=lambda size: abs(size - read_bytes / requests))
+        return requests * self.cpu_us_per_read[nearest] * 1e-6
+
     def memory_rate(self, threads: int) -> float:
         """Bytes/s that `threads` threads stream; the nearest lower number measured, else the least."""
         return _at(self.memory_bytes_per_s, threads)
 
+    def weight_rate(self, threads: int) -> float:
+        """Bytes/s of matrices that decode streams; where not measured, what the memory gives."""
+        return _at(self.weight_bytes_per_s or self.memory_bytes_per_s, threads)
+
     def neuron_rate(self, threads: int) -> float:
         """Bytes/s of neurons in memory that `threads` threads compute; where not measured, what the memory gives."""
         return _at(self.neuron_bytes_per_s or self.memory_bytes_per_s, threads)
+
+    def check_rate(self, threads: int) -> float:
+        """Bytes/s of checksums; where not measured, what the memory gives."""
+        return _at(self.check_bytes_per_s or self.memory_bytes_per_s, threads)
 
     def gmac_rate(self, threads: int) -> float:
         """10^9 multiply-adds/s of `threads` threads; the nearest lower number measured, else the least."""
@@ -96,10 +140,9 @@ def rates_from_json(value: object, source: str) -> Rates:
     wanted = {f.name: f.type for f in fields(Rates)}
     if not isinstance(value, dict) or value.keys() != wanted.keys():
         raise FormatError(f"{source}: 'rates' must have exactly {', '.join(wanted)}; run `hotset probe --refresh`")
-    optional = "neuron_bytes_per_s"
     return Rates(
         **{
-            name: _parsed(value[name], str(kind), f"{source}: {name}", name == optional)
+            name: _parsed(value[name], str(kind), f"{source}: {name}", name in _OPTIONAL)
             for name, kind in wanted.items()
         }
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
+from hotset import _core
 from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, read_json, storage_error
 from hotset.formats.progress import Progress, silent
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from hotset.tools.probe_drive import DriveSample
 
 Samples = Mapping[int, Sequence[float]]  # by threads
+Table = Mapping[str, Samples]
+_WAYS = 5  # of measuring cores and memory, see _cores
 _BUSY = 0.5  # load for each CPU
 _ABOUT_EQUAL = 0.85  # of the reads/s of the faster back end: as far as repeated measurements differ
 _GOOD_ENOUGH = 0.95  # of the best rate: a deeper queue for less than that only costs memory and latency
@@ -95,31 +100,19 @@ def _kept(path: Path, full: bool) -> Probe | None:
 
 
 def _measure(folder: Path, full: bool, progress: Progress) -> Json:
-    from hotset.tools import doctor, probe_drive, probe_kernels, probe_neurons
+    from hotset.tools import doctor, probe_drive, probe_kernels
     from hotset.tools.plan_host import host_fingerprint
 
     grid, repeats, seconds = (probe_drive.FULL, 3, 0.5) if full else (probe_drive.QUICK, 2, 0.3)
     found = doctor.host()
     counts = probe_kernels.thread_counts(found.cpu.cores)
-    steps = _Steps(probe_drive.steps(grid) + 3 * repeats * len(counts), progress)
+    steps = _Steps(probe_drive.steps(grid) + _WAYS * repeats * len(counts), progress)
     load = os.getloadavg()[0]
     with probe_drive.file_to_read(folder, grid.scratch_bytes) as file:
         read = {"path": str(file), "bytes": file.stat().st_size}
         drive = probe_drive.measure(file, grid, lambda: steps.done("drive"))
-    memory = probe_kernels.by_threads(
-        lambda n: doctor.memory_rates([n], seconds)[n], counts, repeats, lambda: steps.done("memory")
-    )
-    kernels = probe_kernels.by_threads(
-        lambda n: probe_kernels.int8_gmac_per_s(n, seconds), counts, repeats, lambda: steps.done("kernels")
-    )
-    with probe_neurons.neuron_model(folder) as model:
-        neurons = probe_kernels.by_threads(
-            lambda n: probe_neurons.neuron_bytes_per_s(model, n, seconds),
-            counts,
-            repeats,
-            lambda: steps.done("neurons"),
-        )
-    rates = summary(found.cpu.cores, drive, memory, kernels, neurons)
+    samples = _cores(folder, counts, repeats, seconds, steps.done)
+    rates = summary(found.cpu.cores, drive, samples, int(str(_core.cpu_info()["l3_bytes"])))
     return {
         "format_version": FORMAT_VERSION,
         "mode": "full" if full else "quick",
@@ -131,10 +124,29 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
         "load_average": load,
         "rates": rates.as_json(),
         "drive": [asdict(sample) for sample in drive],
-        "memory_bytes_per_s": memory,
-        "int8_gmac_per_s": kernels,
-        "neuron_bytes_per_s": neurons,
+        **samples,
     }
+
+
+def _cores(folder: Path, counts: Sequence[int], repeats: int, seconds: float, done: Callable[[str], None]) -> Table:
+    """Samples of everything but the drive, by name as in Rates and by threads."""
+    from hotset.tools import doctor, probe_kernels, probe_neurons
+
+    with probe_neurons.neuron_model(folder) as model:
+        ways: dict[str, Callable[[int, float], float]] = {
+            "memory_bytes_per_s": lambda threads, seconds: doctor.memory_rates([threads], seconds)[threads],
+            "int8_gmac_per_s": probe_kernels.int8_gmac_per_s,
+            "check_bytes_per_s": probe_kernels.check_bytes_per_s,
+            "weight_bytes_per_s": partial(probe_neurons.weight_bytes_per_s, model),
+            "neuron_bytes_per_s": partial(probe_neurons.neuron_bytes_per_s, model),
+        }
+        found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in counts} for name in ways}
+        for _ in range(repeats):  # in turn, so that what else the host does falls on all alike
+            for name, way in ways.items():
+                for threads in counts:
+                    found[name][threads].append(way(threads, seconds))
+                    done(name.partition("_")[0])
+    return found
 
 
 class _Steps:
@@ -148,30 +160,35 @@ class _Steps:
         self._progress(self._made, self._total, what)
 
 
-def summary(cores: int, drive: Sequence[DriveSample], memory: Samples, kernels: Samples, neurons: Samples) -> Rates:
+def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_bytes: int = 1) -> Rates:
     """The rates that the samples show: the best of each, as anything else that runs only takes away.
 
-    drive: only those of the largest range count.
+    drive: only those of the largest range count. samples: as _cores gives them; what the engine itself reaches is the
+    median of its samples, because a plan tells what to expect and not what nothing can beat.
     """
     largest = max(s.range_bytes for s in drive)
     whole = [s for s in drive if s.range_bytes == largest]
     small = min(s.block_bytes for s in whole if s.random)
     backend = _backend([s for s in whole if s.random and s.block_bytes == small])
     mine = [s for s in whole if s.backend == backend]
-    best = {}
+    best, deep = {}, {}
     for block in sorted({s.block_bytes for s in mine if s.random}):
         of_block = [s for s in mine if s.random and s.block_bytes == block]
-        enough = _GOOD_ENOUGH * max(s.reads_per_s for s in of_block)
-        best[block] = min((s for s in of_block if s.reads_per_s >= enough), key=lambda s: s.depth)
+        best[block] = max(of_block, key=lambda s: s.reads_per_s)
+        enough = _GOOD_ENOUGH * best[block].reads_per_s
+        deep[block] = min((s for s in of_block if s.reads_per_s >= enough), key=lambda s: s.depth)
     return Rates(
         threads=cores,
         seq_bytes_per_s=max(s.bytes_per_s for s in mine if not s.random),
         random_reads_per_s={block: sample.reads_per_s for block, sample in best.items()},
-        best_depth={block: sample.depth for block, sample in best.items()},
-        cpu_us_per_read=best[small].cpu_us_per_read,
-        memory_bytes_per_s=_best(memory),
-        int8_gmac_per_s=_best(kernels),
-        neuron_bytes_per_s=_best(neurons),
+        best_depth={block: sample.depth for block, sample in deep.items()},
+        cpu_us_per_read={block: sample.cpu_us_per_read for block, sample in deep.items()},
+        memory_bytes_per_s=_each(max, samples["memory_bytes_per_s"]),
+        int8_gmac_per_s=_each(max, samples["int8_gmac_per_s"]),
+        weight_bytes_per_s=_each(median, samples["weight_bytes_per_s"]),
+        neuron_bytes_per_s=_each(median, samples["neuron_bytes_per_s"]),
+        check_bytes_per_s=_each(median, samples["check_bytes_per_s"]),
+        cache_bytes=max(cache_bytes, 1),
         backend=backend,
         direct=all(s.direct for s in mine),
     )
@@ -184,8 +201,8 @@ def _backend(samples: Sequence[DriveSample]) -> str:
     return min((s for s in best.values() if s.reads_per_s >= enough), key=lambda s: s.cpu_us_per_read).backend
 
 
-def _best(samples: Samples) -> dict[int, float]:
-    return {threads: max(rates) for threads, rates in sorted(samples.items())}
+def _each(choose: Callable[[Sequence[float]], float], samples: Samples) -> dict[int, float]:
+    return {threads: choose(rates) for threads, rates in sorted(samples.items())}
 
 
 def _file_system(folder: Path) -> dict[str, object]:
