@@ -24,9 +24,11 @@ def test_a_plan_is_a_table_and_json(hotset: Hotset, packed: Path) -> None:
 
 def test_a_plan_is_written_and_run(hotset: Hotset, packed: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    assert hotset("plan", packed, "--memory", "1GiB", "--set", "cold_slots=50", "--set", "hot=0", "-o", file).code == 0
+    made = hotset("plan", packed, "--memory", "1GiB", "--set", "cold_slots=50", "--set", "hot=0", "-o", file)
+    assert made.code == 0 and "note:" in made.err
     done = hotset("run", packed, "Once", "--plan", file, "--stats", "-n", "12", "--ignore-eos")
     assert done.code == 0, done.err
+    assert "note:" not in done.err, "whoever made the plan was told"
     for word in ("decode ", "P99", "neurons ", "missed", "drive ", "memory ", "peak"):
         assert word in done.err
     done = hotset("run", packed, "Once", "--plan", file, "--stats", "-n", "12", "--ignore-eos", "--json")

@@ -23,7 +23,7 @@ def load_model(model: str, flags: EngineFlags, *, quiet: bool = False) -> LLM:
     with progress_bar(not quiet) as progress:
         store = resolve_model(model, ignore_keys=arguments.get("ignore_keys", ()), progress=progress)
     llm = LLM(store, **arguments)
-    if llm.plan is not None and not quiet:
+    if llm.plan is not None and not quiet and "plan" not in arguments:  # whoever made a plan was told
         for remark in llm.plan.notes:
             note(f"note: {remark}")
     return llm
