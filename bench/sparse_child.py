@@ -34,10 +34,9 @@ from hotset.planner.plan_file import write_plan
 from hotset.planner.sizes import Predictor
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_sizes import neuron_sizes
-from hotset.tools.run_stats import bound
+from hotset.tools.run_stats import COUNTERS, bound
 
 DRAFTS = ("passes", "drafted", "accepted")
-COUNTERS = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
 STEPS = ("planned", *LADDER)
 _GROWTH = 64 << 20  # of the process between one plan and the next
 _CHARACTERS = 12  # more than a token has on average; a whole book would take a tokenizer's memory from the budget
@@ -182,8 +181,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             following = islice(text, args.prompt, None) if args.follow == "text" else None
             decoded = decode(llm, text[: args.prompt], following, args.tokens, args.seconds)
         found = decoded.as_json(args.warm_up)
-        means = [float(np.mean(found[name])) for name in ("candidates", "active", "missed")]
-        limits = bound(llm, *means, drafts)
+        limits = bound(llm, {name: float(np.mean(found[name])) for name in COUNTERS}, drafts)
         return {
             "plan": llm.plan.as_json(),
             "load_s": loaded,

@@ -270,9 +270,9 @@ def test_predictors_that_are_damaged_hurt_no_exact_plan(stores: dict[str, Store]
 def test_the_forecast_of_drafts_follows_the_costs(stores: dict[str, Store]) -> None:
     store = stores["good"]
     sizes = replace(neuron_sizes(store, resolve(store.config), None), low_rank_bytes=1 << 20)
-    rates = Rates(2, 4e9, {4096: 90e3}, {4096: 64}, 3.0, {2: 80e9}, {2: 600.0})
-    draft = forecast(sizes, "low-rank", Demand(200, 100, 5), 1 << 20, rates, 2)
-    verify = verification(sizes, 100, 1 << 20, rates, 2)
+    rates = Rates(2, 4e9, {4096: 90e3}, {4096: 64}, {4096: 3.0}, {2: 80e9}, {2: 600.0})
+    draft = forecast(sizes, "low-rank", Demand(200, 150, 100, 5, 5, 5 * sizes.stride), 1 << 20, rates, 2)
+    verify = verification(sizes, 100, Demand(sizes.neurons, 300, 100, 0, 0, 0), 1 << 20, rates, 2)
     assert verify.drive_s == pytest.approx((sizes.neurons - 100) * sizes.stride / 4e9)
     known = {p: with_drafts(draft, verify, p) for p in (0.5, 0.9, 0.99)}
     speeds = [f.tokens_per_s for f in known.values()]

@@ -15,9 +15,9 @@ from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, forecast, reads_in_order_win
 from hotset.planner.plan import Host, Placement, Profiled, judged, place, remarks
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import NeuronSizes, spill_places
+from hotset.planner.sizes import NeuronSizes, Predictor, spill_places
 from hotset.planner.statistics import lru_misses, union_counts
-from hotset.planner.use import NeuronUse, neuron_use
+from hotset.planner.use import Finds, NeuronUse, Reach, neuron_use
 
 TOKENS, NEURONS, ACTIVE = 2000, 1024, 0.1
 RATES = Rates(
@@ -25,9 +25,13 @@ RATES = Rates(
     seq_bytes_per_s=4e9,
     random_reads_per_s={4096: 50_000, 8192: 40_000},
     best_depth={4096: 64, 8192: 32},
-    cpu_us_per_read=4.0,
+    cpu_us_per_read={4096: 4.0},
     memory_bytes_per_s={1: 12e9, 2: 20e9},
     int8_gmac_per_s={1: 100.0, 2: 200.0},
+    weight_bytes_per_s={2: 16e9},
+    neuron_bytes_per_s={2: 8e9},
+    check_bytes_per_s={2: 10e9},
+    cache_bytes=1 << 20,
 )
 SIZES = NeuronSizes(
     layers=4, ffn=1024, hidden=4096, gated=True, vector_bytes=2304, stride=7168, gate_bytes=4 * 1024 * 2304
@@ -36,8 +40,8 @@ ALL_BYTES = SIZES.neurons * SIZES.stride
 HOST = Host(threads=2, resident_bytes=50_000_000, rates=RATES)
 
 
-def trace(seed: int, correlation: float = 0.7, spread: float = 1.0) -> NDArray[np.bool_]:
-    """Activations [tokens, neurons] of latent Gaussians that follow themselves in time; most frequent neurons first."""
+def latents(seed: int, correlation: float = 0.7, spread: float = 1.0) -> NDArray[np.float64]:
+    """[tokens, neurons] of Gaussians that follow themselves in time; neurons with the largest means first."""
     rng = np.random.default_rng(seed)
     often = spread * rng.standard_normal(NEURONS)
     state = rng.standard_normal(NEURONS)
@@ -45,8 +49,13 @@ def trace(seed: int, correlation: float = 0.7, spread: float = 1.0) -> NDArray[n
     for token in range(TOKENS):
         state = correlation * state + np.sqrt(1 - correlation**2) * rng.standard_normal(NEURONS)
         values[token] = state + often
-    active = values > np.quantile(values, 1 - ACTIVE)
-    return active[:, np.argsort(-active.mean(axis=0), kind="stable")]
+    return values[:, np.argsort(-(values > np.quantile(values, 1 - ACTIVE)).mean(axis=0), kind="stable")]
+
+
+def trace(seed: int, correlation: float = 0.7, spread: float = 1.0) -> NDArray[np.bool_]:
+    """Activations [tokens, neurons]; most frequent neurons first."""
+    values = latents(seed, correlation, spread)
+    return values > np.quantile(values, 1 - ACTIVE)
 
 
 def shares_of(layers: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
@@ -61,7 +70,7 @@ def traces() -> list[NDArray[np.bool_]]:
 
 @pytest.fixture(scope="module")
 def profiled(traces: list[NDArray[np.bool_]]) -> Profiled:
-    return Profiled(shares_of(traces), {"gate": 1.0, "low-rank": 2.0}, {"gate": 1.0, "low-rank": 2.0})
+    return Profiled(shares_of(traces), {"low-rank": Finds(0.2, 0.2)})
 
 
 @pytest.fixture(scope="module")
@@ -78,30 +87,85 @@ def test_misses_are_those_of_a_replay(correlation: float, spread: float, hot: in
     cold = active[:, hot:]
     for slots in (200, 300, 500, 800):
         replayed = lru_misses(cold, slots)[500:].mean() / active.sum(axis=1).mean()
-        assert use.cold_misses(border, slots) / use.active == pytest.approx(replayed, abs=0.03)
+        found = use.cold(border, slots)
+        assert found.missed / active.sum(axis=1).mean() == pytest.approx(replayed, abs=0.03)
+        assert found.skipped == pytest.approx(0, abs=1e-6), "all that is computed is also read"
 
 
-def test_slots_for_all_miss_nothing_and_too_few_miss_all(use: NeuronUse) -> None:
-    assert use.cold_misses(0, 4 * NEURONS) == 0
-    assert use.cold_misses(0, 0) == pytest.approx(use.active)
-    assert use.cold_misses(0, int(use.active) - 1) == pytest.approx(use.active), "the cliff of LRU"
-    assert use.cold_misses(len(use.hot) - 1, 0) == 0, "nothing is cold"
+@pytest.mark.parametrize(("computed", "wanted"), [(0.2, 0.2), (0.2, 0.1), (0.3, 0.13), (0.15, 0.05)])
+def test_misses_of_a_predictor_with_two_thresholds_are_those_of_a_replay(computed: float, wanted: float) -> None:
+    """Latents above one threshold are computed if they are in memory, above a higher one they are read, too."""
+    values = latents(7)
+    use = neuron_use(shares_of([values > np.quantile(values, 1 - ACTIVE)]), Finds(computed, wanted))
+    keep, fetch = (values > np.quantile(values, 1 - share) for share in (computed, wanted))
+    for slots in (300, 500, 700):
+        missed, skipped = lru_of_two(keep, fetch, slots)
+        found = use.cold(0, slots)
+        assert found.missed / NEURONS == pytest.approx(missed / NEURONS, abs=0.012), slots
+        assert found.skipped / NEURONS == pytest.approx(skipped / NEURONS, abs=0.02), slots
+    everything = use.cold(use.borders - 1, 0)
+    assert (everything.missed, everything.skipped) == (0, 0)
+    nothing = use.cold(0, 0)
+    assert nothing.missed == pytest.approx(wanted * NEURONS, rel=0.01)
+    assert nothing.skipped == pytest.approx((computed - wanted) * NEURONS, rel=0.02, abs=0.5)
+
+
+def lru_of_two(keep: NDArray[np.bool_], fetch: NDArray[np.bool_], slots: int) -> tuple[float, float]:
+    """(missed, skipped) neurons of a token, by brute force."""
+    recent: list[int] = []
+    counts = []
+    for kept, wanted in zip(keep, fetch, strict=True):
+        held = set(recent)
+        missed = [n for n in np.flatnonzero(wanted) if n not in held]
+        used = [n for n in recent if kept[n]]
+        counts.append((len(missed), int(kept.sum()) - len(used) - len(missed)))
+        unused = [n for n in recent if not kept[n]]
+        recent = [*missed, *used, *unused][:slots]
+    return tuple(np.mean(counts[500:], axis=0))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("reach", [Reach(), Reach(2, 0), Reach(9, 0), Reach(9, 3), Reach(18, 4)])
+def test_near_neurons_are_one_request(reach: Reach) -> None:
+    """Chance by brute force: neurons are missed independently, each with its frequency."""
+    rng = np.random.default_rng(0)
+    often = np.sort(rng.beta(0.5, 1.5, NEURONS))[::-1]
+    active = rng.random((TOKENS, NEURONS)) < often
+    requests = read = 0
+    for token in active:
+        first = last = -NEURONS
+        for neuron in np.flatnonzero(token):
+            joins = neuron - last - 1 <= reach.gap and neuron - first < reach.together
+            requests, read = (requests, read + neuron - last) if joins else (requests + 1, read + 1)
+            first, last = first if joins else neuron, neuron
+    found = neuron_use(shares_of([active])).cold(0, 0, reach)
+    assert found.missed == pytest.approx(active.sum() / TOKENS, rel=0.01)
+    assert found.requests == pytest.approx(requests / TOKENS, rel=0.06)
+    assert found.read == pytest.approx(read / TOKENS, rel=0.06)
+
+
+def test_slots_for_all_miss_nothing_and_too_few_miss_all(use: NeuronUse, profiled: Profiled) -> None:
+    assert use.cold(0, 4 * NEURONS).missed == 0
+    assert use.cold(0, 0).missed == pytest.approx(profiled.active)
+    assert use.cold(0, int(profiled.active) - 1).missed == pytest.approx(profiled.active), "the cliff of LRU"
+    assert use.cold(use.borders - 1, 0).missed == 0, "nothing is cold"
 
 
 def test_hottest_sets_are_those_of_a_sort(use: NeuronUse, profiled: Profiled) -> None:
     frequency = profiled.shares[0]
-    for hot in use.hot[[1, 60, 200]]:
+    for border in (1, 60, 200):
+        hot = use.hot[border]
         chosen = sum(float(frequency[layer, :n].sum()) for layer, n in enumerate(hot))
         best = float(np.sort(frequency, axis=None)[::-1][: int(hot.sum())].sum())
         assert chosen == pytest.approx(best, rel=1e-6)
-    assert use.unions[0] == pytest.approx([profiled.active - use.hot_hits(b) for b in range(len(use.hot))])
+        assert use.wanted(border) == pytest.approx(profiled.active - chosen, rel=1e-4)
+        assert use.border(int(hot.sum())) == border
 
 
 def test_order_without_frequency_offers_no_hot_set_worth_having() -> None:
     active = trace(3)[:, np.random.default_rng(0).permutation(NEURONS)]
     use = neuron_use(shares_of([active]))
     half = int(np.searchsorted(use.hot[:, 0], NEURONS // 2))
-    assert use.hot_hits(half) / use.active == pytest.approx(0.5, abs=0.1)
+    assert use.wanted(half) / use.wanted(0) == pytest.approx(0.5, abs=0.1)
 
 
 @settings(max_examples=200, deadline=None)
@@ -159,29 +223,70 @@ def test_half_in_memory_misses_about_a_twentieth(profiled: Profiled) -> None:
     assert 0.02 < placed.demand.missed / placed.demand.candidates < 0.07
 
 
-def test_forecast_by_hand() -> None:
-    """1,000 candidates, 800 active, 100 missed, gates in memory, drive-bound."""
-    demand = Demand(candidates=1000, active=800, missed=100)
+def test_bound_by_hand() -> None:
+    """1,000 candidates, 900 with a gate, 800 active, 100 missed in 80 requests, gates in memory."""
+    demand = Demand(candidates=1000, tried=900, active=800, missed=100, requests=80, read_bytes=90 * 8192)
     gates = SIZES.predictor_bytes("gate")
     found = forecast(SIZES, "gate", demand, 50_000_000, RATES, threads=2)
-    neurons = (1000 + 800) * 2304
-    reads_per_s = 1 / ((1 - 0.75) / 50_000 + 0.75 / 40_000)  # 7168 is three quarters of the way from 4096 to 8192
-    assert found.drive_s == pytest.approx(100 / reads_per_s)
-    assert found.memory_s == pytest.approx((50_000_000 + gates + neurons) / 20e9)
-    macs = (50_000_000 + gates + neurons) * 4096 / 2304
-    assert found.compute_s == pytest.approx(macs / 200e9 + 100 * 4e-6 / 2)
-    before, inside = (50_000_000 + gates) / 20e9, neurons / 20e9
-    total = before + max(found.drive_s, 100 * 4e-6 + 0.9 * inside) + 0.1 * inside
-    assert found.tokens_per_s == pytest.approx(1 / total, rel=1e-3)
-    assert (found.bound, found.reads, found.drive_bytes) == ("memory", 100, 716_800)
+    moved = 50_000_000 + gates + (900 + 800) * 2304
+    assert found.drive_s == pytest.approx(90 / 40_000), "beyond the largest block, bytes/s stay"
+    assert found.memory_s == pytest.approx((moved - (1 << 20)) / 20e9)
+    assert found.compute_s == pytest.approx(moved * 4096 / 2304 / 200e9)
+    assert (found.bound, found.reads, found.drive_bytes, found.memory_bytes) == ("memory", 80, 90 * 8192, moved)
     assert found.hit_rate == pytest.approx(0.9)
-    assert found.tokens_per_s <= found.bound_tokens_per_s
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_forecast_by_hand(ahead: bool) -> None:
+    """Reads hide behind what a layer has in memory, and where a predictor looks ahead behind everything."""
+    sizes = replace(SIZES, low_rank_bytes=1 << 20, low_rank_ahead=ahead)
+    demand = Demand(candidates=1000, tried=900, active=800, missed=100, requests=100, read_bytes=716_800)
+    rates = replace(RATES, cache_bytes=1)
+    found = forecast(sizes, "low-rank", demand, 50_000_000, rates, threads=2)
+    first = (50_000_000 + sizes.predictor_bytes("low-rank")) / 16e9
+    inside = 0.9 * 2700 * 2304 / 8e9 + 100 * 4e-6 / 2
+    after = 0.1 * 2700 * 2304 / 8e9 + 716_800 / 10e9
+    drive = 100 / RATES.reads_per_s(7168)
+    if ahead:
+        total = (drive**2 + (first + inside + after) ** 2) ** 0.5
+    else:
+        total = first + (drive**2 + inside**2) ** 0.5 + after
+    assert found.tokens_per_s == pytest.approx(1 / total, rel=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    share=st.floats(0, 1),
+    missed=st.floats(0, 1),
+    predictor=st.sampled_from(["all", "gate", "low-rank"]),
+    faster=st.floats(0.1, 100),
+)
+def test_no_forecast_beats_its_bound(share: float, missed: float, predictor: Predictor, faster: float) -> None:
+    candidates = share * SIZES.neurons
+    count = missed * candidates
+    demand = Demand(candidates, 0.8 * candidates, 0.5 * candidates, count, count, count * SIZES.stride)
+    quick = replace(RATES, weight_bytes_per_s={2: faster * 20e9}, neuron_bytes_per_s={2: faster * 20e9})
+    found = forecast(replace(SIZES, low_rank_bytes=1 << 20), predictor, demand, 50_000_000, quick, threads=2)
+    assert found.tokens_per_s <= found.bound_tokens_per_s * (1 + 1e-12)
+
+
+def test_a_model_in_the_cache_is_not_bound_by_memory() -> None:
+    rates = replace(RATES, cache_bytes=1 << 30)
+    demand = Demand(1000, 900, 800, 0, 0, 0)
+    found = forecast(SIZES, "gate", demand, 50_000_000, rates, threads=2)
+    assert (found.memory_s, found.bound) == (0, "compute")
+    assert found.tokens_per_s == pytest.approx(1 / found.compute_s)
 
 
 def test_whole_layers_win_beyond_the_break_even() -> None:
-    share = RATES.reads_per_s(SIZES.stride) * SIZES.stride / RATES.seq_bytes_per_s
-    assert not reads_in_order_win(SIZES, RATES, share * 0.99)
-    assert reads_in_order_win(SIZES, RATES, share * 1.01)
+    cold = 4000.0
+    even = cold * SIZES.stride / RATES.seq_bytes_per_s * RATES.reads_per_s(SIZES.stride)
+    for missed, wins in ((even * 0.99, False), (even * 1.01, True)):
+        demand = Demand(missed, missed, missed, missed, missed, missed * SIZES.stride)
+        assert reads_in_order_win(SIZES, RATES, demand, cold) is wins
+    merged = Demand(cold, cold, cold, even * 1.01, even / 4, even * 1.01 * SIZES.stride)
+    fast = replace(RATES, random_reads_per_s={4096: 50_000, 65536: 30_000})
+    assert not reads_in_order_win(SIZES, fast, merged, cold), "neighbours in one request"
 
 
 def test_remarks_say_what_is_missing(profiled: Profiled) -> None:

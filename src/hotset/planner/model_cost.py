@@ -1,14 +1,23 @@
-"""How long a token takes: what it needs from drive, memory and cores, and how they overlap. Pure functions."""
+"""How long a token takes: what it needs from drive, memory and cores, and how they overlap. Pure functions.
+
+Two things are told apart. The bound is what the drive's requests, the bytes from memory and the arithmetic take at the
+best rates that were measured, each alone: no overlap beats the longest. The forecast is how fast the engine is: its own
+rates for matrices and for scattered neurons, checksums, and reads that hide behind computing only in part.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import NeuronSizes, Predictor
+from hotset.planner.use import Reach
 
 Bound = Literal["drive", "memory", "compute"]
+# Of one request, and between two neurons that are read with them: io::ReaderOptions.
+_MERGED_BYTES, _GAP_BYTES = 128 << 10, 32 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +25,11 @@ class Demand:
     """Neurons of an average token, all layers together."""
 
     candidates: float  # computed at least in part
+    tried: float  # whose gate is not zero, so that up is computed, too; if that is not known, as many as are active
     active: float  # whose product is not zero
     missed: float  # candidates that have to be read
+    requests: float  # that the drive gets for these: near ones are one
+    read_bytes: float  # that these ask for, with what lies between
 
     @property
     def hit_rate(self) -> float:
@@ -26,7 +38,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of one token while decoding one text. A bound is reached if the other two are hidden behind it."""
+    """Of one token while decoding one text; seconds are those of the bound."""
 
     tokens_per_s: float
     bound: Bound
@@ -35,7 +47,7 @@ class Forecast:
     compute_s: float
     drive_bytes: float
     memory_bytes: float
-    reads: float
+    reads: float  # requests
     hit_rate: float  # of the neurons computed
 
     @property
@@ -43,62 +55,74 @@ class Forecast:
         return 1 / max(self.drive_s, self.memory_s, self.compute_s)
 
 
+def reach(sizes: NeuronSizes) -> Reach:
+    """Of the reads of missing neurons."""
+    return Reach(max(1, _MERGED_BYTES // sizes.stride), _GAP_BYTES // sizes.stride)
+
+
 def forecast(
     sizes: NeuronSizes, predictor: Predictor, demand: Demand, resident_bytes: int, rates: Rates, threads: int
 ) -> Forecast:
-    """Speed of decoding.
+    """Speed of decoding, and its bound.
 
     resident_bytes: weights besides the FFNs that every token reads (attention, head).
-    Within a layer the reads of missing neurons run while those in memory are computed, as in sparse_ffn.cc; attention
-    and prediction come before both, and what was read is computed after. Issuing the reads takes a core's time.
     """
-    vectors = _vectors(sizes, predictor, demand)
-    missed_share = 1 - demand.hit_rate
     before = resident_bytes + sizes.predictor_bytes(predictor)
-    neurons = vectors * sizes.vector_bytes
-
-    def seconds(count: float, rate: float = rates.memory_rate(threads)) -> float:
-        """To stream and multiply so many bytes of weights."""
-        return max(count / rate, _macs(sizes, count) / rates.gmac_rate(threads) / 1e9)
-
-    bundles = rates.neuron_rate(threads)  # less than memory gives: neurons lie apart, and come in three passes
-
-    drive = demand.missed / rates.reads_per_s(sizes.stride)
-    issue = demand.missed * rates.cpu_us_per_read * 1e-6
-    total = (
-        seconds(before)
-        + max(drive, issue + seconds(neurons * (1 - missed_share), bundles))
-        + seconds(neurons * missed_share, bundles)
-    )
-    moved = before + neurons
+    moved = before + _vectors(sizes, predictor, demand) * sizes.vector_bytes
     needs: dict[Bound, float] = {
-        "drive": drive,
-        "memory": moved / rates.memory_rate(threads),
-        "compute": _macs(sizes, moved) / rates.gmac_rate(threads) / 1e9 + issue / threads,
+        "drive": rates.least_drive_seconds(demand.requests, demand.read_bytes, sizes.stride),
+        "memory": max(moved - rates.cache_bytes, 0) / rates.memory_rate(threads),
+        "compute": _macs(sizes, moved) / rates.gmac_rate(threads) / 1e9,
     }
+    seconds = _seconds(sizes, predictor, demand, before, rates, threads)
     return Forecast(
-        tokens_per_s=1 / total,
+        tokens_per_s=1 / max(seconds, *needs.values()),
         bound=max(needs, key=lambda name: needs[name]),
         drive_s=needs["drive"],
         memory_s=needs["memory"],
         compute_s=needs["compute"],
-        drive_bytes=demand.missed * sizes.stride,
+        drive_bytes=demand.read_bytes,
         memory_bytes=moved,
-        reads=demand.missed,
+        reads=demand.requests,
         hit_rate=demand.hit_rate,
     )
 
 
-def _vectors(sizes: NeuronSizes, predictor: Predictor, demand: Demand) -> float:
-    """Weight vectors touched: up of every candidate, or where a gate decides of those above zero; down of the active.
+def _seconds(
+    sizes: NeuronSizes, predictor: Predictor, demand: Demand, before: float, rates: Rates, threads: int
+) -> float:
+    """Of a token, as sparse_step.cc takes it.
 
-    Where nothing predicts, or a low-rank map does, the gates of candidates are computed from their bundles, too.
+    A predictor that looks ahead has the drive read for the next layer while everything else is done. Otherwise a layer
+    is attended and predicted first, then missing neurons are read while those in memory are computed, at last those
+    that came. Neither of two times that overlap hides wholly behind the other if they are alike: a queue runs dry when
+    the cores are late, cores wait at the end of a layer. The root of the sum of squares is within 8 % of what was
+    measured from 0.2 to 13 times as long for the drive as for the cores (docs/decisions/log.md).
     """
+    neurons = _vectors(sizes, predictor, demand) * sizes.vector_bytes
+    cached = min(rates.cache_bytes / (before + neurons), 1.0)
+
+    def seconds(count: float, rate: float) -> float:
+        return max(count * (1 - cached) / rate, _macs(sizes, count) / rates.gmac_rate(threads) / 1e9)
+
+    drive = rates.drive_seconds(demand.requests, demand.read_bytes)
+    issue = rates.read_cpu_s(demand.requests, demand.read_bytes) / threads
+    present, missed = demand.hit_rate * neurons, (1 - demand.hit_rate) * neurons
+    bundles = rates.neuron_rate(threads)
+    first = seconds(before, rates.weight_rate(threads))
+    after = seconds(missed, bundles) + demand.missed * sizes.stride / rates.check_rate(threads)
+    inside = seconds(present, bundles) + issue
+    if sizes.layers_at_work(predictor) > 1:
+        return math.hypot(drive, first + inside + after)
+    return first + math.hypot(drive, inside) + after
+
+
+def _vectors(sizes: NeuronSizes, predictor: Predictor, demand: Demand) -> float:
+    """Weight vectors touched: gates of the candidates unless they are a predictor's, ups of those tried, downs."""
     if not sizes.gated:
         return demand.candidates + demand.active
-    if predictor == "gate":
-        return demand.candidates + demand.active
-    return demand.candidates + 2 * demand.active
+    gates = 0 if predictor == "gate" else demand.candidates
+    return gates + demand.tried + demand.active
 
 
 def _macs(sizes: NeuronSizes, weight_bytes: float) -> float:
@@ -106,10 +130,6 @@ def _macs(sizes: NeuronSizes, weight_bytes: float) -> float:
     return weight_bytes * sizes.hidden / sizes.vector_bytes
 
 
-def reads_in_order_win(sizes: NeuronSizes, rates: Rates, missed_share: float) -> bool:
-    """Whether reading all neurons of a layer in order beats reading its missing ones one by one.
-
-    missed_share: of all neurons of a layer that are not hot. They break even at the ratio of the two rates in bytes/s;
-    padding is read either way.
-    """
-    return missed_share > rates.reads_per_s(sizes.stride) * sizes.stride / rates.seq_bytes_per_s
+def reads_in_order_win(sizes: NeuronSizes, rates: Rates, demand: Demand, cold: float) -> bool:
+    """Whether reading all `cold` neurons of a token in order beats reading its missing ones."""
+    return rates.drive_seconds(demand.requests, demand.read_bytes) > cold * sizes.stride / rates.seq_bytes_per_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,37 +10,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import MemoryBudgetError
-from hotset.planner.model_cost import Demand, Forecast, forecast, reads_in_order_win
+from hotset.planner.model_cost import Demand, Forecast, forecast, reach, reads_in_order_win
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import NeuronSizes, Predictor, spill_places
-from hotset.planner.use import NeuronUse, neuron_use
+from hotset.planner.use import Finds, NeuronUse, neuron_use
 
 POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
 DEPTH = 64  # reads in flight where the drive's best number is not known
 # Without a profile: ReLU's share in models that were made sparse is 0.3, dReLU's 0.1 (arXiv:2406.05955).
 ASSUMED_ACTIVE = 0.3
+_ABOUT_EQUAL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Profiled:
     """What is known of a model's neurons: in which share of the runs of tokens each is active, in store order.
 
-    shares: [n, layers, ffn], see neuron_use(). candidates: by predictor, how many neurons it makes the engine compute
-    for each active one; wanted: how many it would have it read if none were in memory.
+    shares: [n, layers, ffn], see neuron_use(). finds: by predictor, if it does not find exactly the active neurons.
+    both: gate and up are each zero for some inputs.
     """
 
     shares: NDArray[np.float32]
-    candidates: Mapping[Predictor, float]
-    wanted: Mapping[Predictor, float]
-
-    def computed(self, predictor: Predictor) -> float:
-        """Neurons of a token that are candidates, all layers together."""
-        return min(self.candidates[predictor] * self.active, float(self.shares[0].size))
+    finds: Mapping[Predictor, Finds]
+    both: bool = False
 
     def use(self, predictor: Predictor) -> NeuronUse:
-        """Of the neurons that would be read: each active one stands for several tries, or for less than one."""
-        more = self.wanted[predictor]
-        return neuron_use(self.shares if more == 1 else 1 - (1 - self.shares) ** np.float32(more))
+        """Of the neurons that a predictor has computed and read."""
+        return neuron_use(self.shares, self.finds.get(predictor))
+
+    def demand(self, placement: Placement, sizes: NeuronSizes, use: NeuronUse) -> Demand:
+        """Of a token. use: of the placement's predictor."""
+        predictor = placement.predictor
+        cold = use.cold(use.border(sum(placement.hot)), placement.cold_slots, reach(sizes))
+        candidates = float(use.computed @ use.sizes) - cold.skipped
+        tried = candidates if predictor == "gate" else self.tried(candidates)
+        return Demand(candidates, tried, min(self.active, tried), cold.missed, cold.requests, cold.read * sizes.stride)
+
+    def tried(self, candidates: float) -> float:
+        """Of candidates, those whose gate is not zero: if up may be zero, too, as often as that, independently."""
+        return math.sqrt(self.active * candidates) if self.both else min(self.active, candidates)
 
     @property
     def active(self) -> float:
@@ -89,14 +98,18 @@ def place(
     fitting = [p for p in predictors if _least(sizes, p) <= room] or ["all"]
     if (short := _least(sizes, fitting[0]) - room) > 0:
         raise MemoryBudgetError(f"the neurons need {short} bytes more than there are; raise the budget")
-    found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, profiled, host) for p in fitting]
+    found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, host) for p in fitting]
     whole = [f for f in found if sum(f.hot) == sizes.neurons]
-    # Nothing is read, so what is predicted exactly makes little difference.
-    if whole and not {"low-rank", "sketch"} & set(fitting):
-        return whole[0]
-    if all(f.forecast is not None for f in found):
-        return max(found, key=lambda f: f.forecast.tokens_per_s if f.forecast else 0)
-    return min(found, key=lambda f: _expected_misses(f, sizes))
+    exact = not {"low-rank", "sketch"} & set(fitting)
+    if any(f.forecast is None for f in found):
+        return whole[0] if whole and exact else min(found, key=lambda f: _expected_misses(f, sizes))
+    best = max(found, key=_speed)
+    # Which exact way finds the zeros makes little difference where nothing is read: always the same, then.
+    return whole[0] if whole and exact and _speed(whole[0]) > _ABOUT_EQUAL * _speed(best) else best
+
+
+def _speed(placement: Placement) -> float:
+    return placement.forecast.tokens_per_s if placement.forecast else 0.0
 
 
 def _least(sizes: NeuronSizes, predictor: Predictor) -> int:
@@ -115,22 +128,40 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
     left = room - sizes.predictor_bytes(predictor)
     nothing = np.zeros(sizes.layers, np.int64)
     if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
-        return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
+        return _expected(Placement(predictor, _grown(nothing, sizes, predictor, left), 0), sizes, profiled)
     if left >= sizes.neurons * sizes.stride:
-        demand = Demand(profiled.computed(predictor), profiled.active, 0) if profiled else None
-        return Placement(predictor, (sizes.ffn,) * sizes.layers, 0, demand)
+        return _expected(Placement(predictor, (sizes.ffn,) * sizes.layers, 0), sizes, profiled)
     if profiled is None:
         slots = left // sizes.slot_bytes
         if slots < ASSUMED_ACTIVE * sizes.neurons:  # the cliff, see below: any fixed part hits more
             return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
         return Placement(predictor, (0,) * sizes.layers, min(slots, sizes.neurons))
     use = profiled.use(predictor)
-    border, slots = min(_splits(use, sizes, predictor, left), key=lambda split: use.cold_misses(*split))
+    border, slots = min(_splits(use, sizes, predictor, left), key=lambda split: use.cold(*split).missed)
     hot = tuple(use.hot[border].tolist())
-    if slots < use.unions[0, border]:  # the cliff: slots that one token overwrites never hit
+    if slots < use.least_slots(border):  # the cliff
         hot, slots = _grown(use.hot[border], sizes, predictor, left), 0
-    demand = Demand(profiled.computed(predictor), profiled.active, use.cold_misses(border, slots))
-    return Placement(predictor, hot, slots, demand)
+    return _expected(Placement(predictor, hot, slots), sizes, profiled, use)
+
+
+def _expected(
+    placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, use: NeuronUse | None = None
+) -> Placement:
+    """With what a token needs, as far as that is known. use: of the placement's predictor, if it is at hand."""
+    if placement.predictor == "all":
+        hot = sum(placement.hot)
+        stay = hot if placement.cold_slots < sizes.neurons - hot else sizes.neurons
+        return replace(placement, demand=every_neuron(sizes, stay, profiled))
+    if profiled is None:
+        return placement
+    return replace(placement, demand=profiled.demand(placement, sizes, use or profiled.use(placement.predictor)))
+
+
+def every_neuron(sizes: NeuronSizes, stay: int, profiled: Profiled | None) -> Demand:
+    """Of a token for which all neurons are computed, `stay` of them from memory."""
+    count, missed = float(sizes.neurons), float(sizes.neurons - stay)
+    tried, active = (profiled.tried(count), profiled.active) if profiled else (count, count)
+    return Demand(count, tried, active, missed, missed / reach(sizes).together, missed * sizes.stride)
 
 
 def _splits(use: NeuronUse, sizes: NeuronSizes, predictor: Predictor, left: int) -> Iterator[tuple[int, int]]:
@@ -155,31 +186,17 @@ def _grown(hot: NDArray[np.int64], sizes: NeuronSizes, predictor: Predictor, lef
 
 def judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Placement:
     """A placement that somebody chose, with what is to be expected of it."""
-    if profiled is None or placement.predictor == "all":
-        return _judged(replace(placement, demand=None), sizes, profiled, host)
-    use = profiled.use(placement.predictor)
-    border = int(np.searchsorted(use.hot.sum(axis=1), sum(placement.hot), side="right")) - 1
-    missed = use.cold_misses(border, placement.cold_slots)
-    return _judged(
-        replace(placement, demand=Demand(profiled.computed(placement.predictor), profiled.active, missed)),
-        sizes,
-        profiled,
-        host,
-    )
+    unknown = replace(placement, demand=None, forecast=None)
+    return _judged(_expected(unknown, sizes.of(placement.predictor), profiled), sizes, host)
 
 
-def _judged(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Placement:
-    demand = placement.demand
-    if placement.predictor == "all":
-        cold = sizes.neurons - sum(placement.hot)
-        active = profiled.active if profiled else float(sizes.neurons)
-        demand = Demand(sizes.neurons, active, cold if placement.cold_slots < cold else 0)
-    if demand is None or host.rates is None:
-        return replace(placement, demand=demand)
-    expected = forecast(
-        sizes.of(placement.predictor), placement.predictor, demand, host.resident_bytes, host.rates, host.threads
-    )
-    return replace(placement, demand=demand, forecast=expected)
+def _judged(placement: Placement, sizes: NeuronSizes, host: Host) -> Placement:
+    """With its speed, where that is known."""
+    if placement.demand is None or host.rates is None:
+        return placement
+    own = sizes.of(placement.predictor)
+    found = forecast(own, placement.predictor, placement.demand, host.resident_bytes, host.rates, host.threads)
+    return replace(placement, forecast=found)
 
 
 def remarks(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host) -> Iterator[str]:
@@ -193,7 +210,5 @@ def remarks(placement: Placement, sizes: NeuronSizes, profiled: Profiled | None,
         yield "nothing tells which neurons are zero, so each token reads all that are not in memory"
     if host.rates is None:
         yield "this host was not probed, so no speed is predicted; `hotset probe` measures it"
-    elif placement.demand and reads_in_order_win(
-        sizes.of(placement.predictor), host.rates, placement.demand.missed / cold
-    ):
+    elif placement.demand and reads_in_order_win(sizes.of(placement.predictor), host.rates, placement.demand, cold):
         yield "so many neurons are missing for each token that reading whole layers in order would be faster"

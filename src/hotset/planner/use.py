@@ -1,4 +1,4 @@
-"""How often neurons are used, from a profile: which are hottest, and how often a cache of the others misses.
+"""How often neurons are used, from a profile: which are hottest, and what a cache of the others lacks.
 
 Pure functions. Neurons are in the order of the store, whose first ones are the only ones that can be hot.
 """
@@ -6,6 +6,7 @@ Pure functions. Neurons are in the order of the store, whose first ones are the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,52 @@ Floats = NDArray[np.float64]
 _BLOCK = 64  # neurons whose mean stands for them where the order is not strictly by frequency
 _GROUPS = 256  # of neurons of like frequency: borders between hot and cold are tried where they meet
 _LONGEST = 1 << 16  # tokens; no cache holds what so many use unless it holds everything
+_LEAST = 1e-6  # of a frequency that is taken as possible
+_HALVINGS = 40  # of an interval of 12 standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class Finds:
+    """What a predictor makes of the active neurons; shares of all neurons.
+
+    repeats: misses of a cache to those that sets of this size with the reuse of active neurons would have.
+    """
+
+    computed: float  # if all are in memory
+    wanted: float  # read if none is in memory
+    repeats: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which missing neurons are one request of the drive; counts of neurons in store order."""
+
+    together: int = 1  # most from the first to the last
+    gap: int = 0  # most between two, which are read, too
+
+    def requests(self, missed: Floats) -> tuple[Floats, Floats]:
+        """(requests, neurons read) for each missed one, where so large a share is missed, independently."""
+        between = np.arange(self.gap + 1)[:, None]
+        next_after = missed * (1 - missed) ** between  # chance that so many lie between this one and the next
+        joins, gaps = next_after.sum(axis=0), (between * next_after).sum(axis=0)
+        # Runs of a geometric number of neurons, cut into pieces of at most `together`; what lies at a cut is not read.
+        cut = np.maximum(self.together / (1 + gaps), 1.0)
+        pieces = np.divide(1 - joins, 1 - joins**cut, out=1 / cut, where=joins < 1 - _LEAST)
+        span = 1 + gaps * np.divide(1 - pieces, joins, out=np.zeros_like(joins), where=joins > 0)
+        return pieces, span
+
+
+_ALONE = Reach()
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """Neurons of a token beyond a border that are not in memory, all layers together."""
+
+    missed: float  # wanted and read
+    skipped: float  # neither read nor computed, though they would be computed if they were in memory
+    requests: float  # of the drive
+    read: float  # neurons that these read, with what lies between
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,40 +69,55 @@ class NeuronUse:
     """What a plan needs to know of a model's activations."""
 
     hot: NDArray[np.int64]  # [borders, layers]: the hottest neurons of each layer, border by border more
-    windows: Floats  # [n] tokens, ascending from 1
-    unions: Floats  # [n, borders]: neurons beyond a border that any of so many consecutive tokens uses, mean
+    sizes: NDArray[np.int64]  # [borders - 1] neurons between two borders
+    computed: Floats  # [borders - 1] share of them that a token computes if all are in memory
+    held: Floats  # [n, borders]: cold slots that LRU fills beyond a border, ascending from 0
+    missed: Floats  # [n, borders - 1]: share of the neurons between two borders that a token then misses
+    skipped: Floats  # [n, borders - 1]: and that it leaves out
+    repeats: float
 
     @property
-    def active(self) -> float:
-        """Active neurons of a token, all layers together."""
-        return float(self.unions[0, 0])
+    def borders(self) -> int:
+        return len(self.hot)
 
-    def cold_misses(self, border: int, slots: int) -> float:
-        """Missed neurons per token under LRU with `slots` for all neurons beyond a border.
+    def border(self, neurons: int) -> int:
+        """The last border with at most so many hot neurons."""
+        return int(np.searchsorted(self.hot.sum(axis=1), neurons, side="right")) - 1
 
-        LRU that holds what the last w tokens used misses what one more token adds to it: the slope of the mean size of
-        a working set is its miss rate (Denning and Schwartz, CACM 15(3), 1972). Slots that one token alone fills are
-        overwritten before they are used again, so then every use is a miss.
-        """
-        union = self.unions[:, border]
-        if slots < union[0] or union[0] == 0:
-            return float(union[0])
-        if slots >= union[-1]:
-            return 0.0
-        window = float(np.interp(slots, union, self.windows))
-        more = float(np.interp(window + 1, self.windows, union))
-        return min(max(more - slots, 0.0), float(union[0]))
+    def wanted(self, border: int) -> float:
+        """Neurons of a token beyond a border that would be read if none were in memory."""
+        return float(self.missed[0, border:] @ self.sizes[border:])
 
-    def hot_hits(self, border: int) -> float:
-        """Active neurons of a token that are among the hot ones."""
-        return self.active - float(self.unions[0, border])
+    def least_slots(self, border: int) -> float:
+        """Fewer are overwritten by one token before they are used again, so that they never hit."""
+        return float(self.held[1, border])
+
+    def cold(self, border: int, slots: int, reach: Reach = _ALONE) -> Cold:
+        """Under LRU with `slots` for all neurons beyond a border."""
+        missed, skipped = self._at(border, slots)
+        sizes = self.sizes[border:]
+        requests, span = reach.requests(missed)
+        counts = missed * sizes
+        return Cold(float(counts.sum()), float(skipped @ sizes), float(requests @ counts), float(span @ counts))
+
+    def _at(self, border: int, slots: int) -> tuple[Floats, Floats]:
+        held, missed, skipped = self.held[:, border], self.missed[:, border:], self.skipped[:, border:]
+        if slots < self.least_slots(border):
+            return missed[0], skipped[0]
+        if slots >= held[-1]:
+            return np.zeros_like(missed[0]), np.zeros_like(skipped[0])
+        at = float(np.interp(slots, held, np.arange(len(held))))
+        low, share = int(at), at - int(at)
+        between = (1 - share) * missed[low] + share * missed[low + 1]
+        return self.repeats * between, (1 - share) * skipped[low] + share * skipped[low + 1]
 
 
-def neuron_use(shares: NDArray[np.float32]) -> NeuronUse:
+def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None) -> NeuronUse:
     """Digests a profile.
 
     shares: [n, layers, ffn]; shares[i]: in which share of the runs of i + 1 consecutive tokens a neuron is active at
         least once, n >= 2.
+    finds: what is computed and read; None: exactly the active neurons.
     """
     _, layers, ffn = shares.shape
     order = _hottest_first(shares[0])
@@ -65,9 +127,68 @@ def neuron_use(shares: NDArray[np.float32]) -> NeuronUse:
     for i in range(1, len(edges)):
         hot[i] = hot[i - 1] + np.bincount(layer_of[edges[i - 1] : edges[i]], minlength=layers)
     sums = np.array([np.add.reduceat(s.ravel()[order], edges[:-1], dtype=np.float64) for s in shares])
-    windows, grown = _longer(sums, np.diff(edges))
-    beyond = np.concatenate([np.cumsum(grown[:, ::-1], axis=1)[:, ::-1], np.zeros((len(windows), 1))], axis=1)
-    return NeuronUse(hot, windows, beyond)
+    sizes = np.diff(edges)
+    windows, grown = _longer(sums, sizes)
+    active = grown / sizes
+    computed, wanted = (active if finds is None else _shifted(active, sizes, s) for s in _both(finds))
+    held, missed, skipped = _cached(windows, computed, wanted)
+    beyond = np.concatenate([np.cumsum((held * sizes)[:, ::-1], axis=1)[:, ::-1], np.zeros((len(held), 1))], axis=1)
+    repeats = 1.0 if finds is None else finds.repeats
+    return NeuronUse(hot, sizes, computed[0], np.maximum.accumulate(beyond), missed, skipped, repeats)
+
+
+def _both(finds: Finds | None) -> tuple[float, float]:
+    return (0.0, 0.0) if finds is None else (finds.computed, finds.wanted)
+
+
+def _cached(windows: Floats, computed: Floats, wanted: Floats) -> tuple[Floats, Floats, Floats]:
+    """(held, missed, skipped) [n + 1, groups]: shares of neurons that LRU holds, that a token reads and leaves out.
+
+    computed, wanted: [n, groups] shares used by any of `windows` [n] tokens. Row 0: nothing is kept; row i: LRU keeps
+    what the last windows[i - 1] tokens computed.
+    A neuron leaves the cache when it was not computed for so many tokens, and comes when it is wanted: a chain of two
+    states. Where both are the same it gives what Denning and Schwartz found (CACM 15(3), 1972): LRU holds the working
+    set of the window, and misses what one more token adds to it.
+    """
+    more, wanted_more = _slopes(windows, computed), _slopes(windows, wanted)
+    leaves = more / np.maximum(computed, _LEAST)
+    comes = wanted_more / np.maximum(1 - wanted, _LEAST)
+    moves = leaves + comes > _LEAST**2
+    held = np.divide(comes, leaves + comes, out=computed.copy(), where=moves)
+    missed = (1 - held) * comes
+    skipped = (1 - held) * np.maximum(computed[0] - wanted[0], 0)
+    return (
+        np.concatenate([np.zeros_like(held[:1]), held]),
+        np.concatenate([wanted[:1], missed]),
+        np.concatenate([np.maximum(computed[:1] - wanted[:1], 0), skipped]),
+    )
+
+
+def _slopes(windows: Floats, unions: Floats) -> Floats:
+    """What one more token adds to the union of so many; [n, groups]. Nothing after the last."""
+    between = np.diff(unions, axis=0) / np.diff(windows)[:, None]
+    slopes: Floats = np.maximum(np.concatenate([between, np.zeros_like(between[:1])]), 0)
+    return slopes
+
+
+def _shifted(active: Floats, sizes: NDArray[np.int64], share: float) -> Floats:
+    """The same [n, groups] for neurons chosen by another threshold, so that `share` of all is.
+
+    A neuron's input is taken as normally distributed over tokens, so that another threshold moves all frequencies
+    alike on the scale of the normal distribution; and neurons used equally often as being used again equally soon.
+    """
+    normal = NormalDist()
+    scores = np.array([normal.inv_cdf(min(max(p, _LEAST), 1 - _LEAST)) for p in active[0]])
+    low, high = -6.0, 6.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        often = np.array([normal.cdf(score + middle) for score in scores])
+        low, high = (middle, high) if often @ sizes < share * sizes.sum() else (low, middle)
+    rising = np.argsort(active[0], kind="stable")
+    known = np.maximum(active[0][rising], _LEAST)
+    growth = np.array([np.interp(often, known, union[rising] / known) for union in active])
+    unions: Floats = np.maximum.accumulate(np.minimum(growth * often, 1))
+    return unions
 
 
 def _hottest_first(share: NDArray[np.float32]) -> NDArray[np.int64]:

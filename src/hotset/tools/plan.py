@@ -11,26 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hotset import _core
 from hotset.config import ModelConfig
 from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
 from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
 from hotset.formats.predictors import Predictors, read_predictors
-from hotset.formats.profile import PROFILE_FILE, load_profile
 from hotset.formats.sketch import Sketch, read_sketch
 from hotset.formats.store import Store
 from hotset.loader import Predict
 from hotset.models import Model
 from hotset.planner import plan as planner
-from hotset.planner.drafting import or_drafted
+from hotset.planner.drafting import ASSUMED_ACCEPTANCE, or_drafted
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, POLICIES, Predictor
 from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
-from hotset.tools.plan_sizes import gates_per_active, neuron_sizes, read_per_token, resident_bytes
+from hotset.tools.plan_profile import profiled
+from hotset.tools.plan_sizes import neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
 _TIGHT_CONTEXT = 2048
@@ -124,7 +122,8 @@ class _Planning:
         placement = self._overridden(placement, host, room)
         if self.trained is not None and self.wishes.predict == "exact":
             chosen = bool(self.given.keys() & {"predictor", "hot", "cold_slots"})
-            placement = or_drafted(placement, self.sizes, room, self.profiled, host, chosen=chosen)
+            holds = self.trained.agreement(self.wishes.loss) or ASSUMED_ACCEPTANCE
+            placement = or_drafted(placement, self.sizes, room, self.profiled, host, chosen=chosen, acceptance=holds)
         self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
@@ -172,23 +171,11 @@ class _Planning:
             return None
 
     def _profiled(self) -> Profiled | None:
-        if not (self.store.path / PROFILE_FILE).exists():
-            return None
         try:
-            profile = load_profile(self.store)
+            return profiled(self.store, self.model, self.trained, self.sketch, self.wishes.loss)
         except InputError as error:  # too short: worse than none, as chance would order the neurons
             self.notes.append(f"{error}; the plan does without")
             return None
-        shares = np.array([profile.rates(batch) for batch in range(1, len(profile.counts) + 1)], np.float32)
-        for layer in range(self.info.layers):
-            shares[:, layer] = shares[:, layer, self.info.read_order(layer)]
-        loss, gate = self.wishes.loss, gates_per_active(self.model.config, float(shares[0].mean()))
-        sketch = self.sketch.facts.candidates / max(float(shares[0].mean()), 1e-9) if self.sketch else 1.0
-        computed: dict[Predictor, float] = {"gate": gate, "low-rank": 1.0, "sketch": sketch}
-        wanted = dict(computed)
-        if self.trained:
-            computed["low-rank"], wanted["low-rank"] = self.trained.candidates(loss), self.trained.wanted(loss)
-        return Profiled(shares, computed, wanted)
 
     def _depth(self) -> int:
         if self.rates is None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from hotset import _core
-from hotset.config import ModelConfig
 from hotset.formats.predictors import Predictors
 from hotset.formats.sketch import Sketch
 from hotset.formats.store import Store
 from hotset.models import Model, least_gate
-from hotset.models.gate import ZERO_BELOW
 from hotset.planner.sizes import NeuronSizes
 from hotset.quant import packed_bytes
 
@@ -45,12 +43,3 @@ def read_per_token(store: Store, model: Model) -> int:
     has_head = any(spec.role == "head" and spec.name in store.entries for spec in model.tensors)
     unread = {spec.name for spec in model.tensors if spec.role == "position" or (spec.role == "embed" and has_head)}
     return resident_bytes(store) - sum(store.entries[name].bytes for name in unread if name in store.entries)
-
-
-def gates_per_active(config: ModelConfig, active: float) -> float:
-    """How many gates are above zero for each active neuron.
-
-    Where up has a ReLU, too, a profile counts products; the two branches are then taken as alike and independent.
-    """
-    both = config.act_up in ZERO_BELOW
-    return active**-0.5 if both and active > 0 else 1.0

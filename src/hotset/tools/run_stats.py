@@ -14,6 +14,11 @@ from hotset.formats.sketch import read_sketch
 if TYPE_CHECKING:
     from hotset.llm import LLM
     from hotset.planner.model_cost import Forecast
+    from hotset.planner.plan_file import Plan
+    from hotset.planner.rates import Rates
+    from hotset.planner.sizes import NeuronSizes
+
+COUNTERS = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +90,23 @@ def _drafts(stats: Stats) -> DraftStats:
 
 def _neurons(llm: LLM, stats: Stats, before: Mapping[str, float]) -> NeuronStats:
     after, tokens = llm.stats, len(stats.latencies)
-    names = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seconds")
-    each = {name: (after[f"neuron_{name}"] - before[f"neuron_{name}"]) / tokens for name in names}
-    candidates, active, missed = each["candidates"], each["active"], each["missed"]
+    each = {name: (after[f"neuron_{name}"] - before[f"neuron_{name}"]) / tokens for name in COUNTERS}
     return NeuronStats(
-        candidates,
-        active,
-        missed,
+        each["candidates"],
+        each["active"],
+        each["missed"],
         reads=each["reads"],
         drive_bytes=each["bytes_read"],
         stall_s=each["stall_seconds"],
-        bound=bound(llm, candidates, active, missed, stats),
+        bound=bound(llm, each, stats),
     )
 
 
-def bound(llm: LLM, candidates: float, active: float, missed: float, stats: Stats | None = None) -> Forecast | None:
-    """What bounds decoding with so many neurons a token. stats: of the request, if drafts were made."""
-    from hotset.planner.drafting import of_rounds, verification
-    from hotset.planner.model_cost import Demand, forecast
+def bound(llm: LLM, counts: Mapping[str, float], stats: Stats | None = None) -> Forecast | None:
+    """What bounds decoding by what was counted; None where the host was not probed.
+
+    counts: COUNTERS, each of a token. stats: of the request, if drafts were made.
+    """
     from hotset.tools.plan_host import host_rates
     from hotset.tools.plan_sizes import neuron_sizes, read_per_token
 
@@ -112,14 +116,44 @@ def bound(llm: LLM, candidates: float, active: float, missed: float, stats: Stat
     trained = read_predictors(llm.store.path, neurons) if plan.predictor == "low-rank" else None
     sketch = read_sketch(llm.store.path, neurons) if plan.predictor == "sketch" else None
     sizes = neuron_sizes(llm.store, llm.descriptor, trained, sketch).of(plan.predictor)
-    resident = read_per_token(llm.store, llm.descriptor)
-    if not plan.drafts or stats is None or not stats.passes:
-        return forecast(sizes, plan.predictor, Demand(candidates, active, missed), resident, rates, plan.threads)
-    tokens, drafted = len(stats.latencies), max(stats.drafted, 1)
-    demand = Demand(candidates * tokens / drafted, active * tokens / drafted, missed * tokens / drafted)
-    draft = forecast(sizes, plan.predictor, demand, resident, rates, plan.threads)
-    verify = verification(sizes, sum(plan.hot), resident, rates, plan.threads)
-    return of_rounds(draft, verify, stats.drafted / stats.passes, tokens / stats.passes)
+    run = _Run(plan, sizes, read_per_token(llm.store, llm.descriptor), rates)
+    return run.drafted(counts, stats) if plan.drafts and stats and stats.passes else run.bound(counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Of what there are counts."""
+
+    plan: Plan
+    sizes: NeuronSizes
+    resident: int
+    rates: Rates
+
+    def bound(self, counts: Mapping[str, float]) -> Forecast:
+        """counts: of a token."""
+        from hotset.planner.model_cost import Demand, forecast
+
+        # Ups are not counted: those of active neurons were computed for sure.
+        candidates, active, missed = counts["candidates"], counts["active"], counts["missed"]
+        demand = Demand(candidates, active, active, missed, counts["reads"], counts["bytes_read"])
+        return forecast(self.sizes, self.plan.predictor, demand, self.resident, self.rates, self.plan.threads)
+
+    def drafted(self, counts: Mapping[str, float], stats: Stats) -> Forecast:
+        """counts: of a token in all; passes count in reads alone."""
+        from hotset.planner.drafting import most_pass_reads, of_rounds, verification
+        from hotset.planner.model_cost import Demand
+
+        tokens, drafted, hot = len(stats.latencies), max(stats.drafted, 1), sum(self.plan.hot)
+        every = Demand(self.sizes.neurons, counts["active"], counts["active"], 0, 0, 0)
+        verify = verification(self.sizes, hot, every, self.resident, self.rates, self.plan.threads)
+        passes = stats.passes / tokens
+        of_drafts = {
+            **counts,
+            "reads": max(counts["reads"] - passes * most_pass_reads(self.sizes, hot), 0),
+            "bytes_read": max(counts["bytes_read"] - passes * verify.drive_bytes, 0),
+        }
+        draft = self.bound({name: count * tokens / drafted for name, count in of_drafts.items()})
+        return of_rounds(draft, verify, stats.drafted / stats.passes, tokens / stats.passes)
 
 
 def lines(stats: RunStats) -> list[str]:
