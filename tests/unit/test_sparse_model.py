@@ -109,6 +109,25 @@ def test_the_engine_runs_it_and_greedy_text_ends_in_no_loop(published: tuple[Pat
     assert len(set(tokens[-100:])) > 20  # of 1,000; what changes slowly makes tokens come back
 
 
+def likeliest(store: Path) -> float:
+    """Mean probability of the likeliest token after each of some random ones."""
+    tokens = np.random.default_rng(3).integers(0, SHAPE.vocab, 200).astype(np.int32)
+    found = []
+    with LLM(store, context=256) as llm:
+        seq, one = llm.core.sequence_new(), np.ones(1, np.int32)
+        for token in tokens:
+            llm.core.step(np.array([seq], np.int32), one, np.array([token], np.int32), np.ones(1, np.uint8))
+            logits = llm.core.logits()[0].astype(np.float64)
+            found.append(1 / np.exp(logits - logits.max()).sum())
+    return float(np.mean(found))
+
+
+def test_it_is_as_sure_of_the_next_token_as_real_models(
+    published: tuple[Path, WorkloadReport],
+) -> None:
+    assert likeliest(published[0]) == pytest.approx(0.55, abs=0.08)  # 0.5 for the one that follows, or another one's
+
+
 def test_the_report_lies_in_the_store(published: tuple[Path, WorkloadReport]) -> None:
     path, report = published
     found = json.loads((path / "workload.json").read_text())

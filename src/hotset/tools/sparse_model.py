@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from hotset.errors import UsageError
 from hotset.formats.progress import Progress, silent
-from hotset.models import resolve
+from hotset.models import TensorSpec, resolve
 from hotset.quant import FORMATS, parse_quant
 from hotset.tokenizer import from_gguf as tokenizer_files
 from hotset.tools.convert import ConvertOptions, write_store
@@ -29,7 +30,7 @@ from hotset.tools.sparse_model_stream import PIECE_ROWS, Layer, Stream
 from hotset.tools.sparse_model_workload import HARD, PUBLISHED
 
 REPORT = "workload.json"
-_VERSION = 1  # of the generator: same version and arguments, same weights
+_VERSION = 2  # of the generator: same version and arguments, same weights
 
 
 def sparse_model(
@@ -71,7 +72,9 @@ def sparse_model(
         name=f"synthetic {workload.name} {shape.layers}x{shape.hidden}",
         config=_config(shape),
         model=model,
-        tensors=tuple(SourceTensor(spec, "F32", Path("synthetic weights"), offset=0) for spec in model.tensors),
+        tensors=tuple(
+            SourceTensor(spec, "F32", Path("synthetic weights"), offset=0) for spec in _head_last(model.tensors)
+        ),
         files={name: text.encode() for name, text in tokenizer_files(metadata).items()},
         fingerprint=hashlib.sha256(words.encode()).hexdigest(),
         rows=lambda: rows,
@@ -82,6 +85,11 @@ def sparse_model(
     rows.advance(shape.layers - 1)  # a store whose writing was stopped near its end needs no more rows
     (dest / REPORT).write_text(json.dumps(rows.report.to_json(), indent=2) + "\n")
     return rows.report
+
+
+def _head_last(tensors: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The head is fitted to what the layers make of the stream."""
+    return sorted(tensors, key=lambda spec: spec.role == "head")
 
 
 def _config(shape: ModelShape) -> dict[str, Any]:
@@ -132,6 +140,8 @@ class GeneratedRows:
             self.report.add(self._layer, with_predictor=made in measured)
 
     def _pieces(self, role: str, begin: int, end: int) -> NDArray[np.float32]:
+        if role == "head":
+            self.advance(len(self.stream.config.layers) - 1)
         make = self.stream.head if role == "head" else self.stream.embedding
         first, last = begin // PIECE_ROWS, (end - 1) // PIECE_ROWS
         rows = np.concatenate([make(piece) for piece in range(first, last + 1)])

@@ -14,13 +14,29 @@ from hotset.config import ModelConfig
 from hotset.quant import packed_bytes
 from hotset.tools.sparse_model_attention import make_attention
 from hotset.tools.sparse_model_ffn import make_down, make_input
-from hotset.tools.sparse_model_math import Floats, Random, changing_rms, rms_norm, scale_for_correlation
+from hotset.tools.sparse_model_math import Floats, Random, away_from, changing_rms, rms_norm, scale_for_correlation
 from hotset.tools.sparse_model_workload import Workload
 
 CONSTANT = 1.0  # power of what is the same for all tokens, over the power of what changes
 ATTENTION_POWER = (0.02, 4.0)  # least and most that a layer's attention adds, over the power of what changes
 FFN_POWER = 0.08  # the same of its FFN: neighbours in depth then correlate by 0.95, as in real models
 PIECE_ROWS = 512  # rows of embedding or head with a seed of their own
+LOGIT_SPREAD = 2.5  # of a token's logits, but for the one that is meant to follow
+
+
+def follower_logit(vocab: int, confidence: float, echo: float) -> float:
+    """Of the token that is to have this probability beside `vocab` others with normally distributed logits.
+
+    These spread by LOGIT_SPREAD, and by `echo` times the result, as rows that make one token follow see others, too.
+    Their sum is vocab * exp(spread^2 / 2), so this is the smaller root of a quadratic equation.
+    """
+    level = np.log(vocab) + LOGIT_SPREAD**2 / 2 + np.log(confidence / (1 - confidence))
+    return float((1 - np.sqrt(max(0.0, 1 - 2 * echo**2 * level))) / echo**2)
+
+
+def _followed() -> NDArray[np.int64]:
+    """Which row of its piece a row follows: one cycle through all of them."""
+    return (5 * np.arange(PIECE_ROWS) + 3) % PIECE_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +92,21 @@ class Stream:
         return rows + self._mean * np.float32(np.sqrt(CONSTANT))
 
     def head(self, piece: int) -> Floats:
-        """Rows [PIECE_ROWS, hidden] of the head, blind to the constant part, logits with deviation 2.5."""
-        rows = self.random(f"head {piece}")("rows").standard_normal((PIECE_ROWS, self.config.hidden), np.float32)
-        rows -= np.outer(rows @ self._mean, self._mean / np.square(self._mean).sum())
-        return rows * np.float32(2.5 * np.sqrt((1 + CONSTANT) / self.config.hidden))
+        """Rows [PIECE_ROWS, hidden] of the head, blind to the constant part; asked for after all layers.
+
+        Each is noise, plus the own part of another token's embedding: that token's stream still holds it, so this one
+        is likely to follow. How likely, in the mean, is the workload's `confidence`.
+        """
+        hidden = self.config.hidden
+        rows = self.random(f"head {piece}")("rows").standard_normal((PIECE_ROWS, hidden), np.float32)
+        rows *= np.float32(LOGIT_SPREAD * np.sqrt((1 + CONSTANT) / hidden))
+        if self.workload.confidence > 0:
+            own = self.embedding((piece + 1) % -(-self.config.vocab // PIECE_ROWS))[_followed()]
+            own -= self._mean * np.float32(np.sqrt(CONSTANT))
+            size = np.sqrt(np.square(self._stream).mean())  # that the last norm takes away
+            echo = size / np.sqrt((1 + CONSTANT) * hidden)
+            rows += own * np.float32(follower_logit(self.config.vocab, self.workload.confidence, echo) * size / hidden)
+        return away_from(rows, self._mean)
 
     def _embeddings(self, ids: NDArray[np.int64]) -> Floats:
         out = np.empty((len(ids), self.config.hidden), np.float32)

@@ -24,6 +24,7 @@ class Workload:
     token_correlation: float  # of the FFN's input with that of the next token
     decays: tuple[float, ...]  # tokens after which a head's attention has fallen by e; heads take turns
     predictable: float  # share of the noise's variance in the directions that a low-rank predictor can find
+    confidence: float = 0.0  # mean probability of the token that is meant to follow; 0: the head is noise
     targets: dict[str, float] = field(default_factory=dict)  # by the names of `Measured`
 
     def zeros_by_layer(self, layers: int) -> NDArray[np.float64]:
@@ -45,6 +46,7 @@ PUBLISHED = Workload(
     token_correlation=0.50,
     decays=(2.0, 4.0, 8.0, 16.0),
     predictable=0.66,
+    confidence=0.5,
     targets={
         "zeros": 0.90,
         "concentration": 0.27,
