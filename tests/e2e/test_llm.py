@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -25,6 +26,19 @@ def test_the_five_lines_of_the_readme(stories_store: Path) -> None:
         assert llm.context == 128
     with pytest.raises(UsageError, match="closed"):
         llm.generate(PROMPT)
+
+
+def test_closing_frees_the_memory_though_the_answer_is_kept(smollm2_store: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    llm = LLM(smollm2_store, context=256)
+    kept = llm.generate(PROMPT, max_tokens=3)
+    held = resident()
+    gc.disable()  # it must not take the collector
+    llm.close()
+    gc.enable()
+    assert len(kept.tokens) == 3 and resident() < held - llm.store.files["resident.safetensors"].bytes // 2
 
 
 def test_streams_and_results_tell_the_same(stories: LLM) -> None:

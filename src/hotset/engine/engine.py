@@ -205,6 +205,7 @@ class Engine:
         return siblings
 
     def _draw_one(self, sequence: Sequence, row: int) -> None:
+        assert sequence.draw is not None
         token, logprob = sequence.draw(row)
         request, count = sequence.request, sequence.request.params.logprobs
         top: tuple[TokenLogprob, ...] = ()

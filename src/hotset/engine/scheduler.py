@@ -60,7 +60,7 @@ class Scheduler:
                 self._cache.keep(sequence.handle, sequence.tokens[: sequence.computed])
             else:
                 self._core.sequence_free(sequence.handle)
-        sequence.handle = None
+        sequence.handle = sequence.draw = None
 
     def plan(self) -> list[Slice]:
         """The next step; at least one slice if any sequence is active.

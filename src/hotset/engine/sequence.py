@@ -20,7 +20,7 @@ class Sequence:
     request: Request
     index: int
     tokens: list[int]  # prompt, then output
-    draw: Draw
+    draw: Draw | None  # None: finished; it would keep the core's memory for as long as somebody keeps the answer
     decoder: Decoder
     stops: StopMatcher
     handle: int | None = None  # of the native sequence; None: nothing computed

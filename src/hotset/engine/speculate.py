@@ -88,6 +88,7 @@ class Speculator:
         return self.length.greedy if sequence.request.params.temperature == 0 else self.length.sampled
 
     def _begin(self, sequence: Sequence, limit: int) -> _Draft:
+        assert sequence.draw is not None
         return _Draft(sequence, sequence.draw.fork(), limit, self._acceptance(sequence))
 
     def _limits(self, slices: list[Slice]) -> list[int]:
