@@ -99,19 +99,27 @@ def sparse(result: Result, model: str = _WORKLOAD) -> str:
     cells = [
         [_budget(r), r["engine"], _two(peer.get(r["budget_gb"])), _two(r["decode"]), _two(r["decode_ratio"]),
          _two(r["planned_tokens_per_s"]), f"{_share(r['missed_share'])}, {_share(r['missed_share_p99'])}",
-         f"{r['p99_over_mean']:.2f}", _share(r["bound_share"]), _two(r["prefill"]), f"{r['peak_bytes'] / 1e9:.2f} GB"]
+         _quality(r), f"{r['p99_over_mean']:.2f}", _share(r["bound_share"]), _two(r["prefill"]),
+         f"{r['peak_bytes'] / 1e9:.2f} GB"]
         for r in compared
         if r["engine"] not in _LEFT_OUT
     ]  # fmt: skip
     head = [f"memory in all, {model}", "mode", "llama.cpp, tokens/s", "hotset, tokens/s", "ratio", "planned, tokens/s",
-            "missed neurons, mean and P99", "P99 / mean latency", "share of bound", "prefill, tokens/s",
-            "peak memory"]  # fmt: skip
+            "missed neurons, mean and P99", "recall at over-prediction; divergence", "P99 / mean latency",
+            "share of bound", "prefill, tokens/s", "peak memory"]  # fmt: skip
     plot = f"![tokens/s over memory]({Path(result['file']).with_suffix('.svg').as_posix()})"
     return "\n\n".join([table(head, cells), *_ladder(rows), *_beside_window(rows), _plans(compared), plot])
 
 
 def harder(result: Result) -> str:
     return sparse(result, "[harder synthetic 7B](docs/explanation/synthetic-workload.md)")
+
+
+def _quality(row: Result) -> str:
+    """Of what was decoded, beside what every neuron gives."""
+    if row.get("recall") is None:
+        return "exact" if row["engine"].startswith("exact") else "–"
+    return f"{row['recall']:.1%} at {row['over_prediction']:.1f}x; {row['divergence']:.3f} nats"
 
 
 def _by_budget(row: Result) -> float:

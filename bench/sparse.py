@@ -100,11 +100,12 @@ def _shown(command: Sequence[str]) -> str:
 
 def modes(bench: Bench, *, first: bool) -> dict[str, list[str]]:
     """Flags of each engine of ours. first: with what is measured under the first budget alone."""
-    found = {"exact": ["--predict", "exact"]}
+    drafted = ["--predict", "exact", "--follow", "greedy"]  # a given text cannot be drafted
+    found = {"exact": drafted}
     if not (bench.store / PREDICTORS_FILE).exists():
         return found
     if first:
-        found[NO_DRAFTS] = ["--predict", "exact", "--no-draft"]
+        found[NO_DRAFTS] = [*drafted, "--no-draft"]
     for loss in LOSSES:
         found[f"predicted, loss {loss}"] = ["--predict", "auto", "--loss", loss]
     if first and bench.window_store:
@@ -196,7 +197,9 @@ def parsed() -> argparse.Namespace:
         "--peer-tokens", type=int, default=8, help="of llama.cpp to decode; each takes more than a second"
     )
     parser.add_argument("--prefill", type=int, default=512, help="tokens, at the first budget and without; 0: none")
-    parser.add_argument("--follow", choices=("greedy", "text"), default="greedy", help="which token comes next")
+    parser.add_argument(
+        "--follow", choices=("greedy", "text"), default="text", help="which token comes next where no drafts are made"
+    )
     parser.add_argument("--decode-seconds", type=float, default=60, help="after which hotset decodes no new token")
     parser.add_argument("--seconds", type=float, default=900, help="of one process at most")
     parser.add_argument("--name", default="sparse", help="of the result: another one for another workload")

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.sparse_quality import quality
 from bench.sparse_summary import LADDER, OVERLAPPED, WINDOW
 from hotset import LLM, _core
 from hotset.cli.options import parse_share
@@ -182,6 +183,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             decoded = decode(llm, text[: args.prompt], following, args.tokens, args.seconds)
         found = decoded.as_json(args.warm_up)
         limits = bound(llm, {name: float(np.mean(found[name])) for name in COUNTERS}, drafts)
+        rates = prefill(llm, text[: args.prefill]) if args.prefill else None
+        peak = peak_memory()[0]  # before logits are kept
+        guessed = llm.plan.predictor == "low-rank" and not llm.plan.drafts
+        judged = quality(llm, text[: args.prompt], decoded.tokens[args.warm_up :]) if guessed else None
         return {
             "plan": llm.plan.as_json(),
             "load_s": loaded,
@@ -189,8 +194,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "decode": found,
             "drafts": None if drafts is None else {name: getattr(drafts, name) for name in DRAFTS},
             "bound": None if limits is None else asdict(limits) | {"tokens_per_s": limits.bound_tokens_per_s},
-            "prefill_tokens_per_s": prefill(llm, text[: args.prefill]) if args.prefill else None,
-            "peak_process_or_cgroup_bytes": peak_memory()[0],
+            "prefill_tokens_per_s": rates,
+            "quality": None if judged is None else asdict(judged),
+            "peak_process_or_cgroup_bytes": peak,
         }
 
 

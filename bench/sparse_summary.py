@@ -92,6 +92,7 @@ def _detailed(details: Sequence[Found]) -> Found:
         "planned_tokens_per_s": planned,
         "planned_over_measured": planned * mean if planned else None,
         **_drafts([d["drafts"] for d in details if d.get("drafts")]),
+        **_quality([d["quality"] for d in details if d.get("quality")]),
     }
 
 
@@ -100,6 +101,12 @@ def _drafts(runs: Sequence[Found]) -> Found:
         return {}
     passes, drafted, accepted = (sum(run[name] for run in runs) for name in ("passes", "drafted", "accepted"))
     return {"draft_acceptance": accepted / max(drafted, 1), "tokens_per_pass": (passes + accepted) / max(passes, 1)}
+
+
+def _quality(runs: Sequence[Found]) -> Found:
+    """What prediction changed in the tokens that were decoded, means over runs."""
+    names = ("recall", "over_prediction", "divergence", "agreement") if runs else ()
+    return {name: statistics.fmean(run[name] for run in runs) for name in names}
 
 
 def _quantile(ordered: Sequence[float], percent: int) -> float:

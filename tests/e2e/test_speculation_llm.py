@@ -15,6 +15,7 @@ import pytest
 from draft_lengths import RandomLength
 
 from bench.sparse_child import decode_drafted
+from bench.sparse_quality import quality
 from hotset import LLM, Completion, _core
 from hotset.cli.main import main
 from hotset.engine import Sample
@@ -283,3 +284,19 @@ def test_the_forecast_of_drafts_follows_the_costs(stores: dict[str, Store]) -> N
             sum(p**i for i in range(k + 1)) / (k / draft.tokens_per_s + verify.seconds(k + 1)) for k in range(1, 65)
         ]
         assert f.tokens_per_s == pytest.approx(max(every))
+
+
+def test_what_prediction_changed_is_told_beside_every_neuron(stores: dict[str, Store]) -> None:
+    found = {}
+    for name in LIMITS:
+        with LLM(stores[name].path, predict="auto", context=160) as llm:
+            tokens = llm.tokenize(PROMPTS[2] * 4)[:50]
+            found[name] = quality(llm, tokens[:16], tokens[16:])
+            assert quality(llm, tokens[:16], tokens[16:20]) is None
+    good, rough, useless = (found[name] for name in LIMITS)
+    assert good and rough and useless and good.tokens == 32
+    # The map is f32, the gate 8 bit: they differ about zero.
+    assert (good.recall, good.over_prediction) == pytest.approx((1, 1), abs=0.01)
+    assert good.agreement == 1 and good.divergence < 0.002
+    assert 0.1 < rough.recall < 0.9 and rough.divergence > 0.01
+    assert (useless.recall, useless.over_prediction) == (0, 0) and useless.divergence > rough.divergence

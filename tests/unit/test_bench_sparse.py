@@ -47,7 +47,13 @@ def _ours(seconds: list[float], missed: list[float]) -> Run:
     decode = {"dropped": 0, "seconds": seconds, "candidates": [100.0] * len(seconds), "missed": missed, **columns}
     decode["stall_seconds"] = [s / 4 for s in seconds]
     limit = {"bound": "drive", "tokens_per_s": 10.0}
-    details = {"decode": decode, "bound": limit, "plan": {"predictor": "gate", "forecast": {"tokens_per_s": 9.0}}}
+    quality = {"recall": 0.9, "over_prediction": 2.0, "divergence": 0.01, "agreement": 0.95, "tokens": 16}
+    details = {
+        "quality": quality,
+        "decode": decode,
+        "bound": limit,
+        "plan": {"predictor": "gate", "forecast": {"tokens_per_s": 9.0}},
+    }
     return Run("exact", 3.0, "", 10, False, decode=[len(seconds) / sum(seconds)], details=details)
 
 
@@ -134,6 +140,7 @@ def test_tables_of_known_runs() -> None:
     runs += [replace(run, engine=WINDOW) for run in [_ours([0.2] * 4, [9.0] * 4)]]
     shown = sparse({"summary": summary(runs), "file": "bench/results/x.json"})
     assert "| 3.0 GB | predicted, 1% | 0.50 | 20.00 | 40.00 | 9.00 | 3.0%, 3.0% |" in shown
+    assert "| 90.0% at 2.0x; 0.010 nats |" in shown
     assert "4.00 times LLM in a Flash's policy" in shown
     assert "Plans: 0 of 1 within 15% of what was measured; the worst, predicted, 1% in 3.0 GB, is off by 55%." in shown
 
