@@ -15,6 +15,7 @@ from hotset.tools.convert import convert
 from hotset.tools.evaluate import EvaluateOptions, Variant, encode_pair, evaluate, parse_variant
 from hotset.tools.evaluate_report import as_json, markdown
 from hotset.tools.evaluate_tasks import TASKS, Item, choice_scores, chosen_tasks, generated_scores, read_items
+from hotset.tools.resolve import packaged
 from hotset.tools.threshold import ThresholdOptions, threshold
 
 ROOT = Path(__file__).parent.parent.parent
@@ -153,6 +154,20 @@ def test_perplexity_equals_eval_ppl_and_counts_zeros(store: Path, tmp_path: Path
     values = [v["perplexity"]["value"] for v in report["variants"]]
     assert change["change"] == pytest.approx(values[1] / values[0] - 1)
     assert 0 < change["change_error"] < change["error"] / change["value"]  # the same windows: paired
+
+
+def test_predicted_is_not_exact_where_all_neurons_fit_into_memory(tmp_path: Path) -> None:
+    """The plan of so small a model would compute every gate; what is reported must be what predictors lose."""
+    (tmp_path / "story.txt").write_text(
+        "Once upon a time there was a cat. She saw a big dog and ran to the tree. " * 20
+    )
+    stories = str(packaged("stories-5m"))
+    variants = [Variant("exact", stories), Variant("predicted", stories, predicted=True)]
+    exact, predicted = evaluate(variants, EvaluateOptions(text=tmp_path / "story.txt", window=128, windows=2))
+    assert exact.zeros is not None and predicted.zeros is not None
+    assert exact.zeros < predicted.zeros < exact.zeros + 0.05
+    assert predicted.surprise != exact.surprise
+    assert np.mean(predicted.surprise) == pytest.approx(np.mean(exact.surprise), rel=0.02)
 
 
 def test_generation_is_scored(store: Path, data: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,8 +20,10 @@ from hotset.formats.predictors import PREDICTORS_FILE
 from hotset.formats.progress import Progress, silent
 from hotset.formats.sketch import SKETCH_FILE
 from hotset.formats.store import CONFIG, MANIFEST, Store
+from hotset.planner.plan_file import Plan, write_plan
 from hotset.tokenizer import Tokenizer
-from hotset.tools.evaluate_tasks import Item, Task, as_key, choice_scores, find_data, generated_scores, read_items
+from hotset.tools.evaluate_journal import Journal
+from hotset.tools.evaluate_tasks import Item, Task, choice_scores, find_data, generated_scores, read_items
 from hotset.tools.resolve import cache_dir, resolve_model
 from hotset.tools.threshold_bench import count_active
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _QUANTS = ("q4_0", "q4_1", "q8_0", "f16", "bf16", "f32")
 _BATCH = 8  # texts generated at once
+_GUESSES = {"low-rank": PREDICTORS_FILE, "sketch": SKETCH_FILE}  # predictors that may miss neurons
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +120,9 @@ class _Evaluation:
         self.variant, self.options, self.progress = variant, options, progress
 
     def run(self, tasks: Sequence[tuple[Task, Path, list[Item]]]) -> VariantResult:
-        from hotset.llm import LLM
-
         variant = self.variant
         store = resolve_model(variant.model, quant=variant.quant, progress=self.progress)
-        with LLM(store, predict="auto" if variant.predicted else "exact", threads=self.options.threads) as llm:
-            _check(variant, llm)
+        with _opened(variant, store, self.options.threads) as llm:
             result = VariantResult(variant, str(store), llm.store.info.get("quant", {}))
             if self.options.text is not None:
                 self._perplexity(llm, self.options.text, result)
@@ -130,7 +131,8 @@ class _Evaluation:
         return result
 
     def _journal(self, llm: LLM, *key: object) -> Journal:
-        made = [_digest(llm.store), self.variant.predicted, _core.__version__, llm.isa, *key]
+        guess = llm.plan.predictor if self.variant.predicted and llm.plan else None
+        made = [_digest(llm.store), guess, _core.__version__, llm.isa, *key]
         return Journal(cache_dir() / "evaluations", made, fresh=self.options.fresh)
 
     def _perplexity(self, llm: LLM, path: Path, result: VariantResult) -> None:
@@ -195,50 +197,6 @@ class _Evaluation:
                 yield index, generated_scores(items[index], answer.text)
 
 
-class Journal:
-    """What was found for each item, a line of JSON each, so that a run that was stopped goes on."""
-
-    def __init__(self, folder: Path, key: object, *, fresh: bool = False) -> None:
-        self.path = folder / f"{hashlib.sha256(as_key(key).encode()).hexdigest()[:16]}.jsonl"
-        self._found: dict[int, Json] = {}
-        self._file: IO[str] | None = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not fresh and self.path.exists():
-                self._load()
-            self._file = self.path.open("w" if fresh else "a", encoding="utf-8")
-        except OSError as error:
-            raise storage_error(self.path, "cannot be written", error) from None
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def get(self, index: int) -> Json | None:
-        return self._found.get(index)
-
-    def put(self, index: int, found: Json) -> Json:
-        self._found[index] = found
-        assert self._file is not None
-        try:
-            print(json.dumps({"item": index, **found}), file=self._file, flush=True)
-        except OSError as error:
-            raise storage_error(self.path, "cannot be written", error) from None
-        return found
-
-    def _load(self) -> None:
-        """Lines that are whole; a last one that is cut off is found anew."""
-        for line in self.path.read_text(encoding="utf-8").split("\n"):
-            try:
-                entry = json.loads(line)
-                self._found[entry.pop("item")] = entry
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-
-
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, limit: int) -> Continuation:
     """Tokens of both together, cut at the left to `limit`. Spaces that end the context belong to the continuation.
 
@@ -279,10 +237,35 @@ def _text_windows(tokenizer: Tokenizer, path: Path, size: int) -> list[list[int]
     return found
 
 
-def _check(variant: Variant, llm: LLM) -> None:
-    """Raises UsageError if nothing would be predicted."""
-    if variant.predicted and (llm.plan is None or llm.plan.predictor == "all"):
+@contextmanager
+def _opened(variant: Variant, store: Path, threads: int | None) -> Iterator[LLM]:
+    """The model as the variant runs it. Raises UsageError if nothing would be predicted."""
+    from hotset.llm import LLM
+
+    with LLM(store, predict="auto" if variant.predicted else "exact", threads=threads) as llm:
+        if not variant.predicted or (llm.plan is not None and llm.plan.predictor in _GUESSES):
+            yield llm
+            return
+        plan = _with_guesses(variant, llm, threads)
+    with TemporaryDirectory() as folder:
+        write_plan(plan, Path(folder) / "plan.json")
+        with LLM(store, predict="auto", plan=Path(folder) / "plan.json", threads=threads) as llm:
+            yield llm
+
+
+def _with_guesses(variant: Variant, llm: LLM, threads: int | None) -> Plan:
+    """Where all neurons fit into memory a plan guesses none, and there would be no loss to see.
+
+    Half of the neurons in memory and none of them always computed, as train-predictor measures.
+    """
+    from hotset.tools.plan import Wishes, make_plan
+
+    found = [name for name, file in _GUESSES.items() if (llm.store.path / file).exists()]
+    if llm.plan is None or not found:
         raise UsageError(f"{variant.name}: {llm.store.path} has nothing that predicts; `hotset train-predictor` first")
+    half = len(llm.config.layers) * llm.config.ffn // 2
+    settings = {"predictor": found[0], "hot": 0, "cold_slots": half}
+    return make_plan(llm.store, llm.descriptor, Wishes(predict="auto", threads=threads), settings)
 
 
 def _digest(store: Store) -> str:
