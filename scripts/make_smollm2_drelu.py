@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Makes SmolLM2-135M with dReLU from the original, a control with SwiGLU, and measures both beside it.
+
+    scripts/make_smollm2_drelu.py OUT --original MODEL --text DIR --calibration FILE --wikitext FILE --tasks DIR
+
+DIR of --text holds textbooks.jsonl.zst and so on, see SHARES. Interrupted runs go on, finished ones are not repeated.
+MODEL is a Hugging Face folder or a GGUF file, whose rounded weights are then the original. Other flags, such as -t 2,
+go to `hotset sparsify`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ship_story_model import bare, curve, run
+
+from hotset.formats.files import read_json
+from hotset.formats.profile import PROFILE_FILE, read_profile
+from hotset.formats.text import documents
+from hotset.tools.result import Series, record, write
+
+SHARES = {  # of the training tokens; Wikipedia, textbooks and the web are closest to what is measured
+    "textbooks": 0.25,
+    "web_docs": 0.2,
+    "wiki": 0.2,
+    "books": 0.15,
+    "instruct_dialog": 0.1,
+    "math": 0.05,
+    "code": 0.05,
+}
+EXCERPT = 4_000_000  # characters of each text, more than a run on a CPU reads
+METHOD = {"sequence": 256, "batch": 8, "lr": 3e-4, "warmup": 5, "log-every": 2}
+SPARSE = {"activation": "drelu", "zeros": 0.85, "distill": 0.8}
+DENSE, NEURONS = "q8_0", "q4_0"
+
+
+def make_original(source: Path, folder: Path) -> Path:
+    """A Hugging Face folder of a GGUF file, by transformers; a folder is taken as it is."""
+    if source.is_dir():
+        return source
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    read = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype="float32")
+    config = read.config
+    for name in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+        config.__dict__.pop(name, None)
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(read.state_dict())
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def excerpt(source: Path, dest: Path) -> Path:
+    """The first documents of a text."""
+    if not dest.is_file():
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        left, lines = EXCERPT, []
+        for text in documents(source):
+            lines.append(json.dumps({"text": text}) + "\n")
+            left -= len(text)
+            if left < 0:
+                break
+        dest.write_text("".join(lines))
+    return dest
+
+
+def train(out: Path, kind: str, original: Path, known: argparse.Namespace, more: list[str]) -> None:
+    """OUT/drelu or OUT/swiglu, the control on the same texts in the same order."""
+    if (out / kind / "sparsify.json").is_file():
+        return
+    data = []
+    for name, share in SHARES.items():
+        path = excerpt(known.text / f"{name}.jsonl.zst", out / "text" / f"{name}.jsonl")
+        data += ["-d", f"{path}={share}"]
+    method: dict[str, Any] = dict(METHOD)
+    if kind == "drelu":
+        method |= SPARSE | {"tokens": known.tokens, "ffn-tokens": known.ffn_tokens}
+    else:
+        method |= {"activation": "keep", "tokens": known.control_tokens}
+    flags = [part for name, value in method.items() for part in (f"--{name}", value)]
+    run("sparsify", original, *data, *flags, "--output", out / kind, *more)
+    if not (out / kind / "sparsify.json").is_file():
+        raise SystemExit("stopped; the same command goes on from there")
+
+
+def make_stores(out: Path, original: Path, calibration: Path) -> None:
+    """OUT/NAME.store of all three in 8 bits, OUT/packed with profile, and predictors."""
+    for name, source in (("original", original), ("swiglu", out / "swiglu"), ("drelu", out / "drelu")):
+        run("convert", source, out / f"{name}.store", "--quant", DENSE, "--force")
+    if not (out / "drelu.store" / PROFILE_FILE).is_file():
+        run("profile", out / "drelu.store", "--text", calibration, "--no-replay", "-n", "8192")
+    run("pack", out / "drelu.store", out / "packed", "--format", NEURONS, "--force")
+    run("train-predictor", out / "packed", "--text", calibration)
+
+
+def measure(out: Path, known: argparse.Namespace) -> dict[str, Any]:
+    """OUT/evaluate.json: perplexity and tasks of all variants."""
+    stores = [f"{name}={out / name}.store" for name in ("original", "swiglu", "drelu")]
+    packed = [f"drelu 4-bit={out / 'packed'}", f"drelu 4-bit predicted={out / 'packed'}@predicted"]
+    amounts = ["--windows", known.windows, "--limit", known.limit]
+    texts = ["--text", known.wikitext, "--tasks", known.task_list, "--data", known.tasks]
+    run("evaluate", *stores, *packed, *texts, *amounts, "--out", out / "evaluate.json")
+    found: dict[str, Any] = read_json(out / "evaluate.json")
+    return found
+
+
+def statistics(store: Path) -> dict[str, Any]:
+    """What the profile of a sparse model says, beside the synthetic workloads' own."""
+    from hotset.tools.profile_report import report
+
+    found = report(read_profile(store / PROFILE_FILE))
+    return {
+        "tokens": found.tokens,
+        "zeros": found.model.zeros,
+        "zeros_per_layer": [layer.zeros for layer in found.layers],
+        "concentration_mean": found.model.concentration,
+        "concentration_of_all": found.model_wide_concentration,
+        "reuse": found.model.reuse,
+        "missed_by_lru_with_half": next(r.mean for r in found.replayed if (r.policy, r.share) == ("lru", 0.5)),
+    }
+
+
+def plot(curves: dict[str, list[dict[str, Any]]], layers: list[dict[str, Any]], zeros: list[float], path: Path) -> None:
+    """Training: loss and zeros over tokens; zeros of each layer at the end."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    loss, share, layer = figure.subplots(1, 3)
+    for kind, entries in curves.items():
+        trained = [entry for entry in entries if entry["kind"] == "train"]
+        tokens = [entry["tokens"] / 1e3 for entry in trained]
+        loss.plot(tokens, [entry["loss"] for entry in trained], label={"drelu": "dReLU", "swiglu": "SwiGLU"}[kind])
+        if kind == "drelu":
+            share.plot(tokens, [sum(entry["zeros"]) / len(entry["zeros"]) for entry in trained])
+    layer.plot([entry["zeros"] for entry in layers], label="after the first stage, text trained on")
+    layer.plot(zeros, label="at the end, held-out text")
+    loss.set(xlabel="thousand tokens", ylabel="loss", title="next token, second stage")
+    share.set(xlabel="thousand tokens", ylabel="share of neurons", title="zeros of dReLU, second stage")
+    layer.set(xlabel="layer", ylabel="share of neurons", title="zeros of dReLU")
+    loss.legend()
+    layer.legend()
+    figure.savefig(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    for name, what in (
+        ("original", "Hugging Face folder or GGUF file of SmolLM2-135M"),
+        ("text", "folder of the training texts"),
+        ("calibration", "text for profile and predictors"),
+        ("wikitext", "WikiText-2 test"),
+        ("tasks", "folder of the tasks' files"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=what)
+    parser.add_argument("--ffn-tokens", default="40960", help="of the first stage")
+    parser.add_argument("--tokens", default="122880", help="of the second stage")
+    parser.add_argument("--control-tokens", default="122880", help="of the control")
+    parser.add_argument("--task-list", default="arc_easy,piqa,hellaswag")
+    parser.add_argument("--limit", default="100", help="items of each task")
+    parser.add_argument("--windows", default="40", help="of WikiText-2, 512 tokens each")
+    parser.add_argument("--only", choices=("drelu", "swiglu", "measure"), help="one part of the work")
+    parser.add_argument("--result", type=Path, help="where the figures are written; the plot lies beside")
+    known, more = parser.parse_known_args()
+    original = make_original(known.original, known.out / "original")
+    for kind in ("drelu", "swiglu"):
+        if known.only in (None, kind):
+            train(known.out, kind, original, known, more)
+    if known.only in ("drelu", "swiglu"):
+        return 0
+    make_stores(known.out, original, known.calibration)
+    found = measure(known.out, known)
+    if known.result is not None:
+        save(known.out, found, known.result)
+    return 0
+
+
+def save(out: Path, found: dict[str, Any], path: Path) -> None:
+    runs = {kind: bare(read_json(out / kind / "sparsify.json")) for kind in ("drelu", "swiglu")}
+    curves = {kind: curve(out / kind) for kind in runs}
+    layers = [json.loads(line) for line in (out / "drelu" / "ffn.jsonl").read_text().splitlines()]
+    series = [
+        Series("perplexity", "", (each["perplexity"]["value"],), model=each["name"]) for each in found["variants"]
+    ]
+    more = {"runs": runs, "curves": curves, "first_stage": layers, "statistics": statistics(out / "drelu.store")}
+    write(bare(record("SmolLM2-135M with dReLU", series, evaluated=found["variants"], **more)), path)
+    plot(curves, layers, runs["drelu"]["as_measured"]["zeros_per_layer"], path.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
