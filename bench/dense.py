@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import peers
-from bench.common import hotset, random_7b, result_path, smollm2_as, store_of, table, warn_if_busy
+from bench.common import ROOT, hotset, random_7b, result_path, smollm2_as, store_of, table, warn_if_busy
+from bench.peak import int8_peak, macs_per_token
 from hotset.tools.result import Series, record, write
 
 PREFILL, DECODE = 512, 128
@@ -90,7 +91,20 @@ def ratios(found: list[Case]) -> list[dict[str, Any]]:
     ]
 
 
-def show(found: list[Case]) -> str:
+def shares_of_int8(found: list[Case], build: Path) -> list[dict[str, Any]]:
+    """How near prompts come to the peak of the int8 units, measured now."""
+    peaks = {count: int8_peak(build, count) for count in {case.threads for case in found}}
+    rows = []
+    for case in found:
+        if peak := peaks[case.threads]:
+            macs, rate = macs_per_token(case.store), _median(case, "hotset", TESTS[0])
+            row = {"model": case.model, "threads": case.threads, "test": TESTS[0], "macs_per_token": macs}
+            rows.append(row | {"int8_macs_per_s": peak, "share": rate * macs / peak})
+    return rows
+
+
+def show(found: list[Case], bounds: list[dict[str, Any]]) -> str:
+    shares = {(b["model"], b["threads"], b["test"]): f"{b['share']:.0%}" for b in bounds}
     rows = [
         [
             case.model,
@@ -98,11 +112,13 @@ def show(found: list[Case]) -> str:
             test,
             *(f"{_median(case, engine, test):.1f}" for engine in ENGINES),
             f"{case.ratio(test):.2f}",
+            shares.get((case.model, case.threads, test), ""),
         ]
         for case in found
         for test in TESTS
     ]
-    return table(["model", "threads", "test", *(f"{engine}, tokens/s" for engine in ENGINES), "ratio"], rows)
+    header = ["model", "threads", "test", *(f"{engine}, tokens/s" for engine in ENGINES), "ratio", "of int8 peak"]
+    return table(header, rows)
 
 
 def _median(case: Case, engine: str, test: str) -> float:
@@ -124,6 +140,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["smollm2-q4_0", "smollm2-q8_0", "7b-q4_0"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--build", type=Path, default=ROOT / "build/dev", help="folder with bench_kernels")
     parser.add_argument("--output", type=Path, help="default: bench/results/dense-CPU-DATE.json")
     args = parser.parse_args()
     found = cases(args.models, args.threads)
@@ -131,10 +148,11 @@ def main() -> None:
     for case in found:
         compare(case, args.rounds)
     series = [entry for case in found for entry in case.series()]
-    result = record("dense", series, peer=peers.version(), ratios=ratios(found))
+    bounds = shares_of_int8(found, args.build)
+    result = record("dense", series, peer=peers.version(), ratios=ratios(found), bounds=bounds)
     path = args.output or result_path("dense", result["host"]["cpu"]["model"])
     write(result, path)
-    print(f"\n{show(found)}\n\nwritten to {path}")
+    print(f"\n{show(found, bounds)}\n\nwritten to {path}")
     if "7b-q4_0" in args.models:
         share_of_bandwidth(args.threads, args.rounds, path.with_name(path.name.replace("dense", "bench", 1)))
 

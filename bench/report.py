@@ -35,14 +35,16 @@ def newest() -> dict[str, Result]:
         old = found.get(result["what"])
         if old and "peer" in result and "ratios" in result:
             models = {row["model"] for row in result["ratios"]}
-            for rows in ("ratios", "series"):
-                result[rows] = [row for row in old[rows] if row["model"] not in models] + result[rows]
+            for rows in ("ratios", "series", "bounds"):
+                kept = [row for row in old.get(rows, []) if row["model"] not in models]
+                result[rows] = kept + result.get(rows, [])
         found[result["what"]] = result
     return found
 
 
 def dense(result: Result) -> str:
     medians = {(s["model"], s["threads"], s["test"], s["engine"]): s["median"] for s in result["series"]}
+    shares = {(b["model"], b["threads"], b["test"]): f"{b['share']:.0%}" for b in result.get("bounds", [])}
     rows = [
         [
             r["model"],
@@ -50,10 +52,18 @@ def dense(result: Result) -> str:
             r["test"],
             *(_rate(medians, r, e) for e in ("hotset", "llama.cpp")),
             f"{r['ratio']:.2f}",
+            shares.get((r["model"], r["threads"], r["test"]), ""),
         ]
         for r in result["ratios"]
     ]
-    return table(["model", "threads", "test", "hotset, tokens/s", "llama.cpp, tokens/s", "ratio"], rows)
+    header = ["model", "threads", "test", "hotset, tokens/s", "llama.cpp, tokens/s", "ratio", "of int8 peak"]
+    return table(header, rows)
+
+
+def decode(result: Result) -> str:
+    medians = {s["test"]: s["median"] for s in result["series"]}
+    rows = [[r["test"], f"{medians[r['test']]:.1f}", f"{r['ratio']:.2f}"] for r in result["ratios"]]
+    return table([f"decode, {result['model']['name']}", "tokens/s", "of the first"], rows)
 
 
 def _rate(medians: dict[tuple[str, int, str, str], float], row: Result, engine: str) -> str:
@@ -239,6 +249,7 @@ PLOTS: dict[str, Callable[[Result], None]] = {
 SHOW: dict[str, Callable[[Result], str]] = {
     "dense": dense,
     "bench": bench,
+    "decode": decode,
     "sparse": sparse,
     "sparse-hard": harder,
     "sparse-saved": saved,

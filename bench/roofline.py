@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench.common import ROOT, commit, result_path, warn_if_busy
 from bench.common import table as markdown
+from bench.peak import int8_peak
 from hotset.tools.result import record, write
 
 PLOT = ROOT / "docs/explanation/roofline.svg"
@@ -36,19 +37,15 @@ class Rate:
     macs_per_s: float
 
 
-def matrices(program: Path, isa: str, seconds: float) -> tuple[list[Rate], float]:
-    """Rates of the matrix products on one thread, and the peak of int8 in MAC/s."""
+def matrices(program: Path, isa: str, seconds: float) -> list[Rate]:
+    """Rates of the matrix products on one thread."""
     command = [program, "--isa", isa, "--seconds", str(seconds), "--kernel", "matmul_q", "--dram-mib", "512"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rates = [
+    return [
         Rate(m[2], m[3], 1, int(m[4]), float(m[5]) * 1e9, float(m[6]) * 1e9)
         for m in map(_LINE.match, text.splitlines())
         if m
     ]
-    peak = re.search(r"peak int8\s+([\d.]+) GMAC/s", text)
-    if not peak:
-        raise SystemExit(f"roofline: the int8 peak of {isa} is not known; bench_kernels has one for avx512vnni")
-    return rates, float(peak[1]) * 1e9
 
 
 def neurons(program: Path, fmt: str, seconds: float) -> tuple[str, list[Rate]]:
@@ -104,9 +101,12 @@ def main() -> None:
     warn_if_busy()
     isa, rates = neurons(args.build / "bench_neurons", "q4_0", args.seconds)
     rates += neurons(args.build / "bench_neurons", "q8_0", args.seconds)[1]
-    dense, peak = matrices(args.build / "bench_kernels", isa, args.seconds)
+    rates += matrices(args.build / "bench_kernels", isa, args.seconds)
+    peak = int8_peak(args.build)
+    if not peak:
+        raise SystemExit(f"roofline: the int8 peak of {isa} is not known; bench_kernels has one for avx512vnni")
     bandwidth = {r.threads: r.bytes_per_s for r in rates if r.kernel == "memory"}
-    rates = [r for r in rates if r.kernel != "memory"] + dense
+    rates = [r for r in rates if r.kernel != "memory"]
     found = {"memory_bytes_per_s": bandwidth, "int8_macs_per_s": peak, "rates": [asdict(r) for r in rates]}
     result = record("kernels", [], isa=isa, commit=commit(), **found)
     write(result, result_path("kernels", result["host"]["cpu"]["model"]))
