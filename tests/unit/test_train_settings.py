@@ -24,6 +24,7 @@ def settings(**changes: object) -> Settings:
         ({"zeros": 0.85, "activation": "keep"}, "are for a new activation"),
         ({"ffn_sequences": 10, "activation": "keep"}, "are for a new activation"),
         ({"ffn_sequences": 10, "from_scratch": True}, "--from-scratch has none"),
+        ({"ffn_sequences": 10, "swap_steps": 5}, "--swap-steps would mix"),
         ({"zeros": 85.0}, "--zeros is 85.0; want a share below 1"),
         ({"zeros": float("nan")}, "--zeros is nan; want a share below 1"),
         ({"ffn_batch": 0}, "--ffn-batch is 0; want at least 1"),

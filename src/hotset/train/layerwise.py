@@ -68,10 +68,8 @@ class Layerwise:
                 if number < self.step:
                     streams.leave(lesson, ffn)
                     continue
-                kept = {name: value.clone() for name, value in ffn.state_dict().items()}
                 zeros = self._train(number, ffn, lesson, goals[number], stop)
                 if zeros is None:
-                    ffn.load_state_dict(kept)
                     save(self._place())
                     return False
                 now = time.monotonic()
@@ -100,7 +98,8 @@ class Layerwise:
     def _train(
         self, number: int, ffn: SparseFfn, lesson: Lesson, goal: float, stop: Callable[[], bool]
     ) -> float | None:
-        """One layer. Returns the zeros of its last updates; None: stopped on the way."""
+        """One layer. Returns the zeros of its last updates; None: stopped on the way, the layer is as it was."""
+        kept = {name: value.clone() for name, value in ffn.state_dict().items()}
         with torch.no_grad():
             if ffn.kind == "drelu":
                 turn_signs(ffn, lesson.part(slice(0, _SIGN_TOKENS)))
@@ -117,8 +116,10 @@ class Layerwise:
             if pull.start is None:
                 pull.start = zeros = now
             zeros += _BLEND * (now - zeros)
-            pull.follow(zeros, wanted_zeros(done, pull.start, goal))
+            if goal:
+                pull.follow(zeros, wanted_zeros(done, pull.start, goal))
             if stop():
+                ffn.load_state_dict(kept)
                 return None
         with torch.no_grad():
             refit(ffn, lesson)

@@ -74,25 +74,11 @@ class Settings:
         one_of("--dtype", self.dtype, DTYPES)
         if not self.data:
             raise UsageError("no text to train on; give at least one --data FILE")
-        if self.distill and self.from_scratch:
-            raise UsageError("--distill learns from the original's weights, and --from-scratch has none; drop one")
-        if self.zeros and self.l1:
-            raise UsageError("--zeros finds the weight that --l1 would give; drop one of them")
-        if (self.zeros or self.ffn_sequences) and self.activation == "keep":
-            raise UsageError("--zeros and --ffn-tokens are for a new activation, and --activation keep has the old one")
-        if self.ffn_sequences and self.from_scratch:
-            raise UsageError("--ffn-tokens learns from the original's FFNs, and --from-scratch has none; drop one")
-        least = {
-            "steps": 1,
-            "batch": 1,
-            "sequence": 2,
-            "warmup": 0,
-            "swap_steps": 0,
-            "ffn_sequences": 0,
-            "ffn_batch": 1,
-        }
-        for name, limit in least.items():
-            self._require(name, getattr(self, name) >= limit, f"at least {limit}")
+        self._check_together()
+        for name, least in (("steps", 1), ("batch", 1), ("sequence", 2), ("ffn_batch", 1)):
+            self._require(name, getattr(self, name) >= least, f"at least {least}")
+        for name in ("warmup", "swap_steps", "ffn_sequences"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "ffn_lr", "held_out"):
             self._require(name, getattr(self, name) > 0, "a number above 0")
         for name in ("l1", "l1_steps", "weight_decay", "clip", "threshold"):
@@ -101,6 +87,19 @@ class Settings:
             self._require(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
         self._require("held_out", self.held_out <= 0.5, "at most 0.5")
         self._require("zeros", 0 <= self.zeros < 1, "a share below 1, such as 0.85")
+
+    def _check_together(self) -> None:
+        """Of settings that each by itself may be had."""
+        if self.distill and self.from_scratch:
+            raise UsageError("--distill learns from the original's weights, and --from-scratch has none; drop one")
+        if self.zeros and self.l1:
+            raise UsageError("--zeros finds the weight that --l1 would give; drop one of them")
+        if (self.zeros or self.ffn_sequences) and self.activation == "keep":
+            raise UsageError("--zeros and --ffn-tokens are for a new activation, and --activation keep has the old one")
+        if self.ffn_sequences and self.from_scratch:
+            raise UsageError("--ffn-tokens learns from the original's FFNs, and --from-scratch has none; drop one")
+        if self.ffn_sequences and self.swap_steps:
+            raise UsageError("--ffn-tokens trains the new activation alone, which --swap-steps would mix; drop one")
 
     def _require(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
