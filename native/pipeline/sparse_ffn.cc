@@ -97,6 +97,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
                           std::to_string(file_.layout.hidden) + ", the model wants " +
                           std::to_string(desc.ffn) + " of " + std::to_string(desc.hidden));
   if (predictor_) scores_ = make_rows(score_memory_, kernels::kTile, file_.neurons);
+  worth_.resize(file_.neurons);
   load_hot();
 }
 

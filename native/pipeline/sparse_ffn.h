@@ -13,6 +13,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -98,6 +99,8 @@ class SparseFfn : public model::Ffn {
   size_t turn(size_t layer) const { return options_.ahead ? layer % 2 : 0; }
   Chosen& chosen(size_t layer) { return chosen_[turn(layer)]; }
   void choose(size_t layer, const model::Input& in, ThreadPool& pool);
+  const float* best_scores(size_t rows);
+  std::span<const uint32_t> worth_computing(const float* scores, float keep);
   void consider(Chosen& c, uint32_t neuron, float score);
   uint8_t* place(Chosen& c, uint32_t neuron);
   void request(Chosen& c);
@@ -134,6 +137,8 @@ class SparseFfn : public model::Ffn {
   std::vector<Products::Scratch> scratch_;  // of each thread
   LaneRows lanes_;
   Chosen chosen_[2];
+  std::vector<float> best_;      // [neurons]
+  std::vector<uint32_t> worth_;  // [neurons]
   std::vector<const uint8_t*> down_;
   std::vector<float> weights_;
   DensePass dense_;

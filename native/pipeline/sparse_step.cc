@@ -92,12 +92,8 @@ void SparseFfn::choose(size_t layer, const Input& in, ThreadPool& pool) {
       predictor_->score(layer, in, pool, scores_);
     }
     const trace::Span span("select");
-    const float keep = options_.keep[layer];
-    for (uint32_t i = 0; i < file_.neurons; ++i) {
-      float best = scores_.data[i];
-      for (size_t t = 1; t < in.rows; ++t) best = std::max(best, scores_.row(t)[i]);
-      if (best >= keep) consider(c, i, best);
-    }
+    const float* best = best_scores(in.rows);
+    for (const uint32_t i : worth_computing(best, options_.keep[layer])) consider(c, i, best[i]);
   }
   // After all look-ups: making room may cost what this layer has and is yet to be asked for.
   request(c);
@@ -105,6 +101,25 @@ void SparseFfn::choose(size_t layer, const Input& in, ThreadPool& pool) {
   counters_.missed += c.coming.neurons.size();
   trace::count("neurons in memory", static_cast<double>(c.present.neurons.size()));
   trace::count("neurons missing", static_cast<double>(c.coming.neurons.size()));
+}
+
+// The best score of each neuron for any token.
+const float* SparseFfn::best_scores(size_t rows) {
+  if (rows == 1) return scores_.data;
+  best_.assign(scores_.data, scores_.data + file_.neurons);
+  for (size_t t = 1; t < rows; ++t)
+    for (size_t i = 0; i < file_.neurons; ++i) best_[i] = std::max(best_[i], scores_.row(t)[i]);
+  return best_.data();
+}
+
+// Neurons that score at least `keep`, in store order; without a branch, which nobody could predict.
+std::span<const uint32_t> SparseFfn::worth_computing(const float* scores, float keep) {
+  size_t n = 0;
+  for (uint32_t i = 0; i < file_.neurons; ++i) {
+    worth_[n] = i;
+    n += scores[i] >= keep;
+  }
+  return {worth_.data(), n};
 }
 
 void SparseFfn::consider(Chosen& c, uint32_t neuron, float score) {
