@@ -2,8 +2,9 @@
 
     python -m bench.plan --store STORE --text FILE [--budgets 1.6,2.0,2.4,3.0,3.6]
 
-`hotset probe` once; then for each budget, and without a limit, a fresh process per mode in a control group, with the
-page cache dropped, decodes after a short prompt and says what its plan foretold (bench/sparse_child.py). A plan expects
+For each budget, and without a limit: `hotset probe`, as a host's memory may be half as fast a minute later; then a
+fresh process per mode in a control group, with the page cache dropped, decodes after a short prompt and says what its
+plan foretold (bench/sparse_child.py). A plan expects
 text like that of the profile: `--text` should be such a text, which predicted modes follow token by token. Drafts need
 the model's own likeliest tokens. Exits 1 if a forecast is further off than --within, or a bound is beaten.
 """
@@ -68,11 +69,13 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def runs(bench: Bench, budgets: Sequence[float | None]) -> Iterator[Run]:
+def runs(bench: Bench, budgets: Sequence[float | None], modes: Sequence[str]) -> Iterator[Run]:
     for budget in budgets:
-        for mode, flags in MODES.items():
-            run = say(bench.hotset(budget, mode, *flags))
+        rates = hotset("probe", str(bench.store), "--refresh")["rates"]
+        for mode in modes:
+            run = say(bench.hotset(budget, mode, *MODES[mode]))
             if run.details:
+                run.details["rates"] = rates
                 yield run
 
 
@@ -93,6 +96,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--store", type=Path, default=MODELS / "sparse-7b-packed", help="packed, with a profile")
     parser.add_argument("--text", type=Path, default=ROOT / "docs/explanation/how-a-token-is-made.md")
     parser.add_argument("--budgets", default="1.6,2.0,2.4,3.0,3.6", help="GB in all; everything in memory comes last")
+    parser.add_argument("--mode", choices=MODES, help="only this one")
     parser.add_argument("--tokens", type=int, default=70, help="to decode, warm-up included")
     parser.add_argument("--warm-up", type=int, default=30)
     parser.add_argument("--decode-seconds", type=float, default=8, help="after which no new token is decoded")
@@ -107,8 +111,8 @@ def main() -> int:
     sizes = {"tokens": args.tokens, "warm-up": args.warm_up, "seconds": args.decode_seconds, "prompt": 64}
     child = [word for name, value in ({"text": args.text} | sizes).items() for word in (f"--{name}", str(value))]
     bench = Bench(args.store, None, Path(), child, 0, frozenset(), 0, 300)
-    rates = hotset("probe", str(args.store), "--refresh")["rates"]
-    done = list(runs(bench, [*(float(budget) for budget in args.budgets.split(",")), None]))
+    budgets = [*(float(budget) for budget in args.budgets.split(",")), None]
+    done = list(runs(bench, budgets, [args.mode] if args.mode else list(MODES)))
     rows = [compared(run) for run in done]
     print(f"\n{show(rows)}\n")
     series = [
@@ -116,9 +120,7 @@ def main() -> int:
         for row in rows
     ]
     sizes |= {"text": args.text.name}
-    result = record(
-        "plan", series, commit=commit(), sizes=sizes, rates=rates, rows=rows, runs=[asdict(r) for r in done]
-    )
+    result = record("plan", series, commit=commit(), sizes=sizes, rows=rows, runs=[asdict(r) for r in done])
     path = args.output or result_path("plan", result["host"]["cpu"]["model"])
     write(result, path)
     found = problems(rows, args.within)
