@@ -70,11 +70,13 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def runs(bench: Bench, budgets: Sequence[float | None], modes: Sequence[str]) -> Iterator[Run]:
+    """Those that gave rates, with those of the host just before."""
     for budget in budgets:
         rates = hotset("probe", str(bench.store), "--refresh")["rates"]
         for mode in modes:
             run = say(bench.hotset(budget, mode, *MODES[mode]))
             if run.details:
+                print(f"  planned {run.details['plan']['forecast']['tokens_per_s']:.2f}", flush=True)
                 run.details["rates"] = rates
                 yield run
 

@@ -103,7 +103,7 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     from hotset.tools import doctor, probe_drive, probe_kernels
     from hotset.tools.plan_host import host_fingerprint
 
-    grid, repeats, seconds = (probe_drive.FULL, 3, 0.5) if full else (probe_drive.QUICK, 2, 0.3)
+    grid, repeats, seconds = (probe_drive.FULL, 5, 0.4) if full else (probe_drive.QUICK, 3, 0.2)
     found = doctor.host()
     counts = probe_kernels.thread_counts(found.cpu.cores)
     steps = _Steps(probe_drive.steps(grid) + _WAYS * repeats * len(counts), progress)

@@ -177,8 +177,8 @@ def lines(stats: RunStats) -> list[str]:
             reached = stats.tokens_per_s / n.bound.bound_tokens_per_s
             found.append(
                 f"bound    {n.bound.bound}: at most {n.bound.bound_tokens_per_s:.1f} tokens/s, reached {reached:.0%} "
-                f"(drive {n.bound.drive_s * 1e3:.2f} ms, memory {n.bound.memory_s * 1e3:.2f} ms, "
-                f"compute {n.bound.compute_s * 1e3:.2f} ms)"
+                f"(drive {n.bound.drive_s * 1e3:.2f} ms, memory {n.bound.memory_s * 1e3:.2f} ms for "
+                f"{n.bound.memory_bytes / 1e6:.1f} MB, compute {n.bound.compute_s * 1e3:.2f} ms)"
             )
     where = "of the cgroup, page cache included" if stats.peak_of == "cgroup" else "of the process"
     return [*found, f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
