@@ -103,7 +103,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=30)
     parser.add_argument("--decode-seconds", type=float, default=8, help="after which no new token is decoded")
     parser.add_argument("--within", type=float, default=0.15)
-    parser.add_argument("--output", type=Path, help="default: bench/results/plan-CPU-DATE.json")
+    parser.add_argument("--output", type=Path, help="default: bench/results/plan[-MODE]-CPU-DATE.json")
     return parser.parse_args()
 
 
@@ -123,7 +123,8 @@ def main() -> int:
     ]
     sizes |= {"text": args.text.name}
     result = record("plan", series, commit=commit(), sizes=sizes, rows=rows, runs=[asdict(r) for r in done])
-    path = args.output or result_path("plan", result["host"]["cpu"]["model"])
+    name = "plan" if args.mode is None else f"plan-{args.mode.partition(',')[0]}"
+    path = args.output or result_path(name, result["host"]["cpu"]["model"])
     write(result, path)
     found = problems(rows, args.within)
     print("\n".join([*found, f"written to {path}"]))
