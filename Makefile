@@ -23,7 +23,7 @@ PACKAGE := $(NATIVE) $(shell find src -name '*.py')
 CXX_FILES = $(shell git ls-files -co --exclude-standard 'native/*.cc' 'native/*.h' 'tests/native/*.cc' 'tests/native/*.h')
 PY_DIRS := src tests scripts bench
 
-.PHONY: help demo demo-chat dev test lint format native-test py-test test-full test-arm sanitize bench-dense bench-sparse bench-start bench-ppl \
+.PHONY: help demo demo-chat dev test lint format native-test count-test py-test test-full test-arm sanitize bench-dense bench-sparse bench-start bench-ppl \
   bench-micro check-instructions report clean
 
 help:  ## this list
@@ -58,7 +58,7 @@ demo-chat: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build
 	@$(BIN)/hotset run $(MODEL) "$(PROMPT)" --max-tokens 128
 
 # --- tests ---------------------------------------------------------------------------------------------
-test: lint native-test py-test  ## all checks and tests of a commit; pytest's summary comes last
+test: lint native-test count-test py-test  ## all checks and tests of a commit; pytest's summary comes last
 
 lint: $(VENV)/dev  ## ruff, mypy, clang-format, direction of imports
 	$(BIN)/ruff check $(PY_DIRS)
@@ -74,6 +74,9 @@ format: $(VENV)/dev  ## rewrite the sources in the house format
 
 native-test: $(VENV)/dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ctest --test-dir build/dev --output-on-failure --no-tests=error
+
+count-test: $(VENV)/dev
+	@$(BIN)/python -m bench.instructions --if-comparable
 
 py-test: $(VENV)/dev
 	$(BIN)/python -m pytest -m "not full"

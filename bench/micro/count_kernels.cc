@@ -1,7 +1,7 @@
 // Runs one kernel a given number of times on fixed input, to be counted by callgrind (bench/instructions.py):
 // what two runs of different length differ by is the kernel alone.
 //
-//   count_kernels KERNEL REPEATS      count_kernels --list
+//   count_kernels KERNEL REPEATS      count_kernels --list      count_kernels --compiler
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -74,10 +74,30 @@ void add_format(std::map<std::string, std::function<void(Work&)>>& all, Format f
   };
 }
 
+// Two pages, whose numbers need not be any in particular, and four queries of a group.
+void add_attention(std::map<std::string, std::function<void(Work&)>>& all, kernels::KvType type,
+                   const std::string& name) {
+  constexpr size_t hd = 128, queries = 4;
+  const size_t bytes = kernels::kv_page_bytes(type, hd);
+  all["kv_store_" + name] = [=](Work& w) {
+    w.k.kv_store(type, w.x.data(), w.x.data(), hd, 5, reinterpret_cast<uint8_t*>(w.y.data()));
+  };
+  all["attend_" + name] = [=](Work& w) {
+    const std::vector<uint8_t> memory(2 * bytes, 0x21);
+    const uint8_t* pages[] = {memory.data(), memory.data() + bytes};
+    const std::vector<int64_t> lo(queries, 0), hi(queries, 2 * int64_t{kernels::kPage});
+    std::vector<float> m(queries, -1e30f), l(queries);
+    w.k.attend(type, pages, 2, 0,
+               {w.x.data(), lo.data(), hi.data(), m.data(), l.data(), w.y.data(), queries, hd});
+  };
+}
+
 std::map<std::string, std::function<void(Work&)>> kernels_by_name() {
   std::map<std::string, std::function<void(Work&)>> all;
   add_format(all, Format::q4_0);
   add_format(all, Format::q8_0);
+  add_attention(all, kernels::KvType::f16, "f16");
+  add_attention(all, kernels::KvType::int8, "int8");
   all["quantize"] = [](Work& w) { w.k.quantize(w.x.data(), kHidden, w.tile(1), 0); };
   all["quantize_lanes"] = [](Work& w) { w.k.quantize_lanes(w.x.data(), w.lanes.row(0)); };
   all["order_sums"] = [](Work& w) { w.k.order_sums(kHidden, 0, kBlocks, w.y.data()); };
@@ -96,9 +116,13 @@ int main(int argc, char** argv) {
     for (const auto& [name, run] : all) std::printf("%s\n", name.c_str());
     return 0;
   }
+  if (argc == 2 && std::string(argv[1]) == "--compiler") {
+    std::printf("%s\n", __VERSION__);
+    return 0;
+  }
   const auto chosen = argc == 3 ? all.find(argv[1]) : all.end();
   if (chosen == all.end()) {
-    std::fprintf(stderr, "usage: count_kernels KERNEL REPEATS | --list\n");
+    std::fprintf(stderr, "usage: count_kernels KERNEL REPEATS | --list | --compiler\n");
     return 2;
   }
   Work work;
