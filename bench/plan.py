@@ -12,6 +12,7 @@ the model's own likeliest tokens. Exits 1 if a forecast is further off than --wi
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from typing import Any
 from bench.common import MODELS, ROOT, commit, hotset, result_path, table, warn_if_busy
 from bench.sparse import Bench, say
 from bench.sparse_summary import Run
+from hotset.tools import doctor
 from hotset.tools.result import Series, record, write
 
 MODES = {
@@ -69,14 +71,13 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     return table(head, lines)
 
 
-def runs(bench: Bench, budgets: Sequence[float | None], modes: Sequence[str]) -> Iterator[Run]:
+def runs(bench: Bench, wanted: Sequence[tuple[float | None, str]]) -> Iterator[Run]:
     """Those that gave rates, with those of the host just before."""
-    for budget in budgets:
+    for budget in dict.fromkeys(budget for budget, _ in wanted):
         rates = hotset("probe", str(bench.store), "--refresh")["rates"]
-        for mode in modes:
+        for mode in (mode for each, mode in wanted if each == budget):
             run = say(bench.hotset(budget, mode, *MODES[mode]))
             if run.details:
-                print(f"  planned {run.details['plan']['forecast']['tokens_per_s']:.2f}", flush=True)
                 run.details["rates"] = rates
                 yield run
 
@@ -97,13 +98,14 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=MODELS / "sparse-7b-packed", help="packed, with a profile")
     parser.add_argument("--text", type=Path, default=ROOT / "docs/explanation/how-a-token-is-made.md")
-    parser.add_argument("--budgets", default="1.6,2.0,2.4,3.0,3.6", help="GB in all; everything in memory comes last")
+    parser.add_argument("--budgets", default="1.6,2.0,2.4,3.0,3.6,none", help="GB in all; none: no limit")
     parser.add_argument("--mode", choices=MODES, help="only this one")
     parser.add_argument("--tokens", type=int, default=70, help="to decode, warm-up included")
     parser.add_argument("--warm-up", type=int, default=30)
     parser.add_argument("--decode-seconds", type=float, default=8, help="after which no new token is decoded")
     parser.add_argument("--within", type=float, default=0.15)
-    parser.add_argument("--output", type=Path, help="default: bench/results/plan[-MODE]-CPU-DATE.json")
+    parser.add_argument("--resume", action="store_true", help="keep what the output has already")
+    parser.add_argument("--output", type=Path, help="default: bench/results/plan-CPU-DATE.json")
     return parser.parse_args()
 
 
@@ -113,22 +115,28 @@ def main() -> int:
     sizes = {"tokens": args.tokens, "warm-up": args.warm_up, "seconds": args.decode_seconds, "prompt": 64}
     child = [word for name, value in ({"text": args.text} | sizes).items() for word in (f"--{name}", str(value))]
     bench = Bench(args.store, None, Path(), child, 0, frozenset(), 0, 300)
-    budgets = [*(float(budget) for budget in args.budgets.split(",")), None]
-    done = list(runs(bench, budgets, [args.mode] if args.mode else list(MODES)))
+    path = args.output or result_path("plan", doctor.host().cpu.model)
+    done = [Run(**run) for run in json.loads(path.read_text())["runs"]] if args.resume and path.exists() else []
+    budgets = [None if budget == "none" else float(budget) for budget in args.budgets.split(",")]
+    wanted = [(budget, mode) for budget in budgets for mode in ([args.mode] if args.mode else MODES)]
+    known = {(run.budget_gb, run.engine) for run in done}
     rows = [compared(run) for run in done]
+    for run in runs(bench, [each for each in wanted if each not in known]):
+        done.append(run)
+        rows.append(compared(run))
+        write(_result(rows, done, sizes | {"text": args.text.name}), path)
     print(f"\n{show(rows)}\n")
+    found = problems(rows, args.within)
+    print("\n".join([*found, f"written to {path}"]))
+    return 1 if found else 0
+
+
+def _result(rows: Sequence[dict[str, Any]], done: Sequence[Run], sizes: dict[str, Any]) -> dict[str, Any]:
     series = [
         Series(f"decode, {row['budget_gb'] or 'no'} limit", "tokens/s", (row["measured"],), engine=row["mode"])
         for row in rows
     ]
-    sizes |= {"text": args.text.name}
-    result = record("plan", series, commit=commit(), sizes=sizes, rows=rows, runs=[asdict(r) for r in done])
-    name = "plan" if args.mode is None else f"plan-{args.mode.partition(',')[0]}"
-    path = args.output or result_path(name, result["host"]["cpu"]["model"])
-    write(result, path)
-    found = problems(rows, args.within)
-    print("\n".join([*found, f"written to {path}"]))
-    return 1 if found else 0
+    return record("plan", series, commit=commit(), sizes=sizes, rows=rows, runs=[asdict(run) for run in done])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, Forecast, forecast, reach, reads_in_order_win
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import NeuronSizes, Predictor, spill_places
-from hotset.planner.use import Finds, NeuronUse, neuron_use
+from hotset.planner.use import Cold, Finds, NeuronUse, neuron_use
 
 POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
 DEPTH = 64  # reads in flight where the drive's best number is not known
@@ -38,11 +38,16 @@ class Profiled:
         """Of the neurons that a predictor has computed and read."""
         return neuron_use(self.shares, self.finds.get(predictor))
 
-    def demand(self, placement: Placement, sizes: NeuronSizes, use: NeuronUse) -> Demand:
-        """Of a token. use: of the placement's predictor."""
+    def demand(self, placement: Placement, sizes: NeuronSizes, use: NeuronUse | None = None) -> Demand:
+        """Of a token. use: of the placement's predictor, if it is at hand."""
         predictor = placement.predictor
-        cold = use.cold(use.border(sum(placement.hot)), placement.cold_slots, reach(sizes))
-        candidates = float(use.computed @ use.sizes) - cold.skipped
+        if sum(placement.hot) == sizes.neurons:
+            finds = self.finds.get(predictor)
+            cold, candidates = Cold(), finds.computed * sizes.neurons if finds else self.active
+        else:
+            use = use or self.use(predictor)
+            cold = use.cold(use.border(sum(placement.hot)), placement.cold_slots, reach(sizes))
+            candidates = float(use.computed @ use.sizes) - cold.skipped
         tried = candidates if predictor == "gate" else self.tried(candidates)
         return Demand(candidates, tried, min(self.active, tried), cold.missed, cold.requests, cold.read * sizes.stride)
 
@@ -147,14 +152,14 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
 def _expected(
     placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, use: NeuronUse | None = None
 ) -> Placement:
-    """With what a token needs, as far as that is known. use: of the placement's predictor, if it is at hand."""
+    """With what a token needs, as far as that is known."""
     if placement.predictor == "all":
         hot = sum(placement.hot)
         stay = hot if placement.cold_slots < sizes.neurons - hot else sizes.neurons
         return replace(placement, demand=every_neuron(sizes, stay, profiled))
     if profiled is None:
         return placement
-    return replace(placement, demand=profiled.demand(placement, sizes, use or profiled.use(placement.predictor)))
+    return replace(placement, demand=profiled.demand(placement, sizes, use))
 
 
 def every_neuron(sizes: NeuronSizes, stay: int, profiled: Profiled | None) -> Demand:

@@ -58,10 +58,10 @@ _ALONE = Reach()
 class Cold:
     """Neurons of a token beyond a border that are not in memory, all layers together."""
 
-    missed: float  # wanted and read
-    skipped: float  # neither read nor computed, though they would be computed if they were in memory
-    requests: float  # of the drive
-    read: float  # neurons that these read, with what lies between
+    missed: float = 0.0  # wanted and read
+    skipped: float = 0.0  # neither read nor computed, though they would be computed if they were in memory
+    requests: float = 0.0  # of the drive
+    read: float = 0.0  # neurons that these read, with what lies between
 
 
 @dataclass(frozen=True, slots=True)
