@@ -18,6 +18,7 @@ from hotset.planner.use import Reach
 Bound = Literal["drive", "memory", "compute"]
 # Of one request, and between two neurons that are read with them: io::ReaderOptions.
 _MERGED_BYTES, _GAP_BYTES = 128 << 10, 32 << 10
+_CHOOSE_S = 3e-9  # of one thread, to look at the score of a neuron
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,8 @@ def _seconds(
     issue = rates.read_cpu_s(demand.requests, demand.read_bytes) / threads
     present, missed = demand.hit_rate * neurons, (1 - demand.hit_rate) * neurons
     bundles = rates.neuron_rate(threads)
-    first = seconds(before, rates.weight_rate(threads))
+    choose = 0 if predictor == "all" else _CHOOSE_S * sizes.neurons
+    first = seconds(before, rates.weight_rate(threads)) + choose
     after = seconds(missed, bundles) + demand.missed * sizes.stride / rates.check_rate(threads)
     inside = seconds(present, bundles) + issue
     if sizes.layers_at_work(predictor) > 1:

@@ -183,7 +183,7 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
         random_reads_per_s={block: sample.reads_per_s for block, sample in best.items()},
         best_depth={block: sample.depth for block, sample in deep.items()},
         cpu_us_per_read={block: sample.cpu_us_per_read for block, sample in deep.items()},
-        memory_bytes_per_s=_each(max, samples["memory_bytes_per_s"]),
+        memory_bytes_per_s=_each(max, _together(samples["memory_bytes_per_s"], samples["weight_bytes_per_s"])),
         int8_gmac_per_s=_each(max, samples["int8_gmac_per_s"]),
         weight_bytes_per_s=_each(median, samples["weight_bytes_per_s"]),
         neuron_bytes_per_s=_each(median, samples["neuron_bytes_per_s"]),
@@ -199,6 +199,11 @@ def _backend(samples: Sequence[DriveSample]) -> str:
     best = {s.backend: s for s in sorted(samples, key=lambda s: s.reads_per_s)}  # the last of each stays
     enough = _ABOUT_EQUAL * max(s.reads_per_s for s in best.values())
     return min((s for s in best.values() if s.reads_per_s >= enough), key=lambda s: s.cpu_us_per_read).backend
+
+
+def _together(streamed: Samples, matrices: Samples) -> Samples:
+    """What the memory gave at its best, by whatever read it: its pace may have changed between the two."""
+    return {n: [*rates, *matrices.get(n, ())] for n, rates in streamed.items()}
 
 
 def _each(choose: Callable[[Sequence[float]], float], samples: Samples) -> dict[int, float]:
