@@ -89,9 +89,15 @@ def train(out: Path, kind: str, original: Path, known: argparse.Namespace, more:
         raise SystemExit("stopped; the same command goes on from there")
 
 
+def trained(out: Path) -> list[str]:
+    """Of dReLU and the control what is done."""
+    return [kind for kind in ("swiglu", "drelu") if (out / kind / "sparsify.json").is_file()]
+
+
 def make_stores(out: Path, original: Path, calibration: Path) -> None:
-    """OUT/NAME.store of all three in 8 bits, OUT/packed with profile, and predictors."""
-    for name, source in (("original", original), ("swiglu", out / "swiglu"), ("drelu", out / "drelu")):
+    """OUT/NAME.store of the original and what was trained, in 8 bits; OUT/packed with profile and predictors."""
+    sources = {"original": original} | {kind: out / kind for kind in trained(out)}
+    for name, source in sources.items():
         run("convert", source, out / f"{name}.store", "--quant", DENSE, "--force")
     if not (out / "drelu.store" / PROFILE_FILE).is_file():
         run("profile", out / "drelu.store", "--text", calibration, "--no-replay", "-n", "8192")
@@ -101,7 +107,7 @@ def make_stores(out: Path, original: Path, calibration: Path) -> None:
 
 def measure(out: Path, known: argparse.Namespace) -> dict[str, Any]:
     """OUT/evaluate.json: perplexity and tasks of all variants."""
-    stores = [f"{name}={out / name}.store" for name in ("original", "swiglu", "drelu")]
+    stores = [f"{name}={out / name}.store" for name in ("original", *trained(out))]
     packed = [f"drelu 4-bit={out / 'packed'}", f"drelu 4-bit predicted={out / 'packed'}@predicted"]
     amounts = ["--windows", known.windows, "--limit", known.limit]
     texts = ["--text", known.wikitext, "--tasks", known.task_list, "--data", known.tasks]
@@ -182,7 +188,7 @@ def main() -> int:
 
 
 def save(out: Path, found: dict[str, Any], path: Path) -> None:
-    runs = {kind: bare(read_json(out / kind / "sparsify.json")) for kind in ("drelu", "swiglu")}
+    runs = {kind: bare(read_json(out / kind / "sparsify.json")) for kind in trained(out)}
     curves = {kind: curve(out / kind) for kind in runs}
     layers = [json.loads(line) for line in (out / "drelu" / "ffn.jsonl").read_text().splitlines()]
     series = [
