@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -220,3 +221,31 @@ def test_the_lock_goes_round_and_lets_in_one_at_a_time() -> None:
     assert len(order) == 900
     middle = order[200:500]
     assert sum(a != b for a, b in pairwise(middle)) > 250, "whoever has had it goes to the end of the queue"
+
+
+def test_an_interrupt_at_any_moment_leaves_no_lock_behind() -> None:
+    lock, interrupted, armed = FairLock(), 0, [False]
+
+    def interrupt(*_: object) -> None:
+        if armed[0]:
+            armed[0] = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(4000):
+            try:
+                armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, (1 + i % 40) * 1e-6)
+                for _ in range(10):
+                    with lock:
+                        pass
+            except KeyboardInterrupt:
+                interrupted += 1
+            armed[0] = False
+            with lock:  # would wait for ever
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 400
