@@ -45,6 +45,7 @@ class Bench:
     prefill_at: frozenset[float | None]  # budgets; elsewhere only decode is measured
     peer_tokens: int
     seconds: float  # of one process at most
+    losses: Sequence[str] = LOSSES
 
     def hotset(self, budget_gb: float | None, engine: str, *flags: str) -> Run:
         store = self.window_store if engine in (WINDOW, OVERLAPPED) else self.store
@@ -106,10 +107,10 @@ def modes(bench: Bench, *, first: bool) -> dict[str, list[str]]:
         return found
     if first:
         found[NO_DRAFTS] = [*drafted, "--no-draft"]
-    for loss in LOSSES:
+    for loss in bench.losses:
         found[f"predicted, loss {loss}"] = ["--predict", "auto", "--loss", loss]
     if first and bench.window_store:
-        found[WINDOW] = ["--step", WINDOW, "--predict", "auto", "--loss", LOSSES[0], "--prefill", "0"]
+        found[WINDOW] = ["--step", WINDOW, "--predict", "auto", "--loss", bench.losses[0], "--prefill", "0"]
     return found
 
 
@@ -127,7 +128,7 @@ def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Itera
 
 def ladder(bench: Bench, budget_gb: float) -> Iterator[Run]:
     """The steps in our own engine under one budget, predicted if the store can be; "all kept" without a limit."""
-    flags = ["--predict", "auto", "--loss", LOSSES[0]] if (bench.store / PREDICTORS_FILE).exists() else []
+    flags = ["--predict", "auto", "--loss", bench.losses[0]] if (bench.store / PREDICTORS_FILE).exists() else []
     for step in LADDER:
         if step == WINDOW or (step == OVERLAPPED and not bench.window_store):  # the former was compared already
             continue
@@ -188,6 +189,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, default=MODELS / "random-7b.Q4_0.gguf", help="dense, of the same shape")
     parser.add_argument("--text", type=Path, default=ROOT / "docs/explanation/how-a-token-is-made.md", help="to decode")
     parser.add_argument("--budgets", default="3.0,3.6,2.4,2.0,1.6", help="GB in all, with commas between")
+    parser.add_argument("--losses", default=",".join(LOSSES), help="that predicted modes may cost, of perplexity")
     parser.add_argument("--no-limit", action="store_true", help="also with all in memory")
     parser.add_argument("--no-ladder", action="store_true", help="leave out the steps of our own engine")
     parser.add_argument("--rounds", type=int, default=3)
@@ -214,7 +216,17 @@ def measured(args: argparse.Namespace) -> Iterator[Found]:
     child = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     budgets: list[float | None] = [float(budget) for budget in args.budgets.split(",")]
     longer = frozenset({budgets[0], None})
-    bench = Bench(args.store, args.window_store, args.gguf, child, args.prefill, longer, args.peer_tokens, args.seconds)
+    bench = Bench(
+        args.store,
+        args.window_store,
+        args.gguf,
+        child,
+        args.prefill,
+        longer,
+        args.peer_tokens,
+        args.seconds,
+        args.losses.split(","),
+    )
     sizes = flags | {"text": args.text.name, "prefill": args.prefill, "peer_tokens": args.peer_tokens}
     rates = hotset("probe", str(args.store), "--refresh")["rates"]
     runs = [say(run) for run in compare(bench, [*budgets, *([None] if args.no_limit else [])], args.rounds)]
