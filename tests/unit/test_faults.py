@@ -77,7 +77,7 @@ def test_faults_that_stay_end_the_step_and_harm_nothing(
 ) -> None:
     """The cache outlives every error, so a bundle that it kept of a failed read would show in the steps after it."""
     failed: list[Exception] = []
-    np.testing.assert_array_equal(run_in_spite(engine(model, f"fault:{kind}:{seed}:0.02"), failed), want)
+    np.testing.assert_array_equal(run_in_spite(engine(model, f"fault:{kind}:{seed}:0.05"), failed), want)
     assert failed
     for one in failed:
         assert isinstance(one, error) and re.search(message, str(one))
