@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from builders import CONFIG, gguf_arrays, llama_weights, write_folder, write_gguf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hotset.errors import HotsetError
@@ -268,6 +268,7 @@ def _change_header(path: Path, change: Callable[[Any], Any]) -> None:
 
 @SETTINGS
 @given(config=st.dictionaries(st.sampled_from(sorted(CONFIG)), VALUES))
+@example(config={"hidden_size": 12860664})
 def test_configs_of_any_kind(folder: Path, tmp_path: Path, config: dict[str, Any]) -> None:
     copy = fresh(folder, tmp_path)
     (copy / "config.json").write_text(json.dumps(CONFIG | config))

@@ -139,7 +139,7 @@ def test_a_predictor_that_is_the_gate_changes_no_token(packed: Store, dense: Sto
     tokens = []
     for predictor in ("low-rank", "gate"):
         settings = {"predictor": predictor, "hot": 20, "cold_slots": 300}
-        plan = make_plan(packed, resolve(packed.config), Wishes(memory=1 << 30, predict="auto"), settings)
+        plan = make_plan(packed, resolve(packed.config), Wishes(memory=4 << 30, predict="auto"), settings)
         write_plan(plan, tmp_path / "plan.json")
         with LLM(packed.path, plan=tmp_path / "plan.json") as llm:
             tokens.append(llm.generate("Once upon a time", max_tokens=60, temperature=0, ignore_eos=True).tokens)
@@ -151,8 +151,8 @@ def test_a_predictor_that_is_the_gate_changes_no_token(packed: Store, dense: Sto
 def test_exact_never_takes_a_trained_one(packed: Store, dense: Store) -> None:
     write(packed, dense)
     model = resolve(packed.config)
-    assert make_plan(packed, model, Wishes(memory=1 << 30), {"cold_slots": 9}).predictor == "gate"
-    assert make_plan(packed, model, Wishes(memory=1 << 30, predict="auto"), {"cold_slots": 9}).predictor == "low-rank"
+    assert make_plan(packed, model, Wishes(memory=4 << 30), {"cold_slots": 9}).predictor == "gate"
+    assert make_plan(packed, model, Wishes(memory=4 << 30, predict="auto"), {"cold_slots": 9}).predictor == "low-rank"
 
 
 @pytest.mark.parametrize(

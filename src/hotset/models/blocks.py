@@ -36,6 +36,7 @@ PRE_NORMS: Names = {
 HEAD: Names = {"head": "lm_head.weight"}
 # Buffers that old checkpoints carry; a tied head may be stored too, as a copy of the embedding.
 BUFFERS = ("*.rotary_emb.inv_freq", "*.rotary_emb.cos_cached", "*.rotary_emb.sin_cached", "*.masked_bias")
+MOST_HEAD_DIM = 1 << 16  # published models have 256 at most; each two need a frequency
 WHOLE_MODEL = frozenset({"embed", "position", "final_norm", "final_norm_bias", "head", "head_bias"})
 
 
@@ -94,6 +95,8 @@ def check_sizes(cfg: Reader, sizes: Sizes) -> Sizes:
     """Raises ModelError for shapes that no tensor could have or that the forward pass cannot index."""
     if sizes.heads % sizes.kv_heads:
         cfg.refuse("num_key_value_heads", f"a divisor of num_attention_heads, {sizes.heads}")
+    if sizes.head_dim > MOST_HEAD_DIM:
+        cfg.refuse("head_dim", f"at most {MOST_HEAD_DIM}, or a hidden size that is no more for each head")
     if sizes.heads * sizes.head_dim >= LIMIT:
         cfg.refuse("head_dim", f"less than 2^31 / num_attention_heads, {LIMIT // sizes.heads}")
     if sizes.layers > 4096:
