@@ -136,9 +136,7 @@ def _result(rows: Sequence[dict[str, Any]], done: Sequence[Run], sizes: dict[str
         Series(f"decode, {row['budget_gb'] or 'no'} limit", "tokens/s", (row["measured"],), engine=row["mode"])
         for row in rows
     ]
-    result = record("plan", series, commit=commit(), sizes=sizes, rows=rows, runs=[asdict(run) for run in done])
-    command = " ".join(Path(word).name if word.startswith("/") else word for word in result["command"].split())
-    return result | {"command": command}  # without where things lie on this machine
+    return record("plan", series, commit=commit(), sizes=sizes, rows=rows, runs=[asdict(run) for run in done])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import signal
 import statistics
 import subprocess
@@ -26,7 +25,7 @@ from bench import cgroup, peers
 from bench.common import MODELS, ROOT, commit, hotset, result_path, table, warn_if_busy
 from bench.sparse_summary import LADDER, OVERLAPPED, PEER, WINDOW, Found, Run, summary
 from hotset.formats.predictors import PREDICTORS_FILE
-from hotset.tools.result import Series, record, write
+from hotset.tools.result import Series, record, shown, write
 
 UNIT = 10**9  # budgets are in GB
 LOSSES = ("1%", "2%")  # of perplexity, allowed where neurons are predicted
@@ -85,18 +84,12 @@ class Bench:
         try:
             done = cgroup.run(command, limit, seconds=self.seconds)
         except subprocess.TimeoutExpired:
-            return Run(engine, budget_gb, _shown(command), 0, False, f"took more than {self.seconds:.0f} s"), ""
-        found = Run(engine, budget_gb, _shown(command), done.peak_bytes, done.killed)
+            return Run(engine, budget_gb, shown(command), 0, False, f"took more than {self.seconds:.0f} s"), ""
+        found = Run(engine, budget_gb, shown(command), done.peak_bytes, done.killed)
         if done.returncode == 0 and not done.killed:
             return found, done.output
         found.error = "killed for want of memory" if done.killed else done.errors.strip()[-400:]
         return found, ""
-
-
-def _shown(command: Sequence[str]) -> str:
-    """A command without where this checkout and its programs lie."""
-    words = [Path(word).name if word.startswith("/") and not word.startswith(str(ROOT)) else word for word in command]
-    return shlex.join(word.replace(f"{ROOT}/", "") for word in words)
 
 
 def modes(bench: Bench, *, first: bool) -> dict[str, list[str]]:

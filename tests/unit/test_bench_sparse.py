@@ -14,6 +14,7 @@ from bench.sparse import NO_DRAFTS, Bench, modes
 from bench.sparse_saved import BUDGETS, Search, grid, least_enough
 from bench.sparse_summary import PEER, WINDOW, Run, summary
 from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.tools.result import shown
 
 
 def _host(tmp_path: Path, groups: str, handed_down: dict[str, str]) -> tuple[Path, Path]:
@@ -158,3 +159,9 @@ def test_a_failed_run_says_why_and_gives_no_rate() -> None:
     row = summary([Run("exact", 1.6, "", 5, True, error="killed for want of memory")])[0]
     assert row["decode"] is None
     assert row["errors"] == ["killed for want of memory"]
+
+
+def test_a_command_is_shown_without_where_things_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["sparse.py", "--store", str(tmp_path / "build/a store"), "--text", "/srv/texts/x.txt", "--loss", "1%"]
+    assert shown(words) == "sparse.py --store 'build/a store' --text x.txt --loss 1%"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,12 +46,28 @@ def record(what: str, series: list[Series], **more: Any) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "what": what,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shown([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "host": as_json(host()),
         "load_average": os.getloadavg()[0],
         **more,
         "series": [entry.as_json() for entry in series],
     }
+
+
+def shown(command: Sequence[str]) -> str:
+    """A command as a shell takes it, without where things lie on this machine.
+
+    Absolute paths become relative to the working folder, or mere names if they lead elsewhere.
+    """
+    here = Path.cwd()
+
+    def short(word: str) -> str:
+        path = Path(word)
+        if not path.is_absolute():
+            return word
+        return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+
+    return shlex.join(map(short, command))
 
 
 def write(result: Mapping[str, Any], path: Path) -> None:
