@@ -53,11 +53,11 @@ def _run(core: _core.Engine, prompt: Sequence[int], decoded: Sequence[int], rows
     """Logits after each decoded token [tokens, vocab], and its active neurons [tokens, layers, bytes]."""
     seq = core.sequence_new()
     for at in range(0, len(prompt), _ROWS):
-        _step(core, seq, prompt[at : at + _ROWS])
+        step(core, seq, prompt[at : at + _ROWS])
     core.record(activations=True)
     logits = []
     for at in range(0, len(decoded), rows):
-        _step(core, seq, decoded[at : at + rows])
+        step(core, seq, decoded[at : at + rows])
         logits.append(core.logits().copy())
     fired = core.take_record()[0]
     core.record(activations=False)
@@ -70,7 +70,7 @@ def _divergence(exact: Floats, predicted: Floats) -> float:
     return float(np.exp(p) @ (p - q))
 
 
-def _step(core: _core.Engine, seq: int, tokens: Sequence[int]) -> None:
+def step(core: _core.Engine, seq: int, tokens: Sequence[int]) -> None:
     ids = np.array(tokens, np.int32)
     core.step(np.array([seq], np.int32), np.array([len(ids)], np.int32), ids, np.array([2], np.uint8))
 
