@@ -43,7 +43,7 @@ class Layerwise:
         self.ffns: list[SparseFfn] = [layer.mlp for layer in model.model.layers]
         self.step = 0  # layers done
         self.seconds = 0.0
-        self.pull = Pull()  # of the layer under way; the next one begins with its weight
+        self.pull = Pull()  # of the newest layer; each begins with a weight of its own
 
     def resume(self, checkpoints: Checkpoints, compare: Callable[[dict[str, Any], list[str]], None]) -> None:
         """Goes to the newest checkpoint. Raises as Checkpoints.load."""
@@ -106,7 +106,7 @@ class Layerwise:
             refit(ffn, lesson)
         optimizer = self._optimizer(ffn, lesson)
         rates = [group["lr"] for group in optimizer.param_groups]
-        share, pull, zeros = lesson.share(), Pull(self.pull.weight), 0.0
+        share, pull, zeros = lesson.share(), Pull(), 0.0
         for done, part in self._shuffled(number, lesson):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * ffn_learning_rate(done, self.s)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hotset.train.distance import mixed_loss
 from hotset.train.ffn import SparseFfn
 
 
@@ -34,24 +35,25 @@ class Objective:
         for ffn in self.ffns:
             ffn.wants_size = l1 > 0
         inputs, wanted = windows[:, :-1], windows[:, 1:].reshape(-1)
-        logits = self.model(input_ids=inputs, use_cache=False).logits.float().flatten(0, 1)  # [tokens, vocab]
-        next_token = functional.cross_entropy(logits, wanted)
+        logits = self.model(input_ids=inputs, use_cache=False).logits.flatten(0, 1)  # [tokens, vocab]
         distance = size = torch.zeros((), device=logits.device)
-        if self.teacher is not None:
-            distance = self._distance(inputs, logits)
+        if self.teacher is None:
+            total = next_token = functional.cross_entropy(logits.float(), wanted)
+        else:
+            total, next_token, distance = mixed_loss(logits, wanted, self._right(inputs), self.distill)
         if l1 > 0:
             size = torch.stack([ffn.size for ffn in self.ffns if ffn.size is not None]).mean()
-        total = (1 - self.distill) * next_token + self.distill * distance + l1 * size
-        return Loss(total, next_token.detach(), distance.detach(), size.detach())
+            total = total + l1 * size
+        return Loss(total, next_token.detach(), distance, size.detach())
 
     def next_token(self, windows: Tensor) -> Tensor:
         """Mean cross entropy of windows [sequences, length + 1], []."""
         logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits.float().flatten(0, 1)
         return functional.cross_entropy(logits, windows[:, 1:].reshape(-1))
 
-    def _distance(self, inputs: Tensor, logits: Tensor) -> Tensor:
+    def _right(self, inputs: Tensor) -> Tensor:
+        """Logits of the original, [tokens, vocab]."""
         assert self.teacher is not None
         with torch.no_grad():
-            right = self.teacher(input_ids=inputs, use_cache=False).logits.float().flatten(0, 1)
-        pairs = (functional.log_softmax(logits, -1), functional.log_softmax(right, -1))
-        return functional.kl_div(*pairs, log_target=True, reduction="batchmean")
+            logits: Tensor = self.teacher(input_ids=inputs, use_cache=False).logits.flatten(0, 1)
+        return logits
