@@ -16,10 +16,12 @@ from hotset import LLM
 from hotset.cli.main import main
 from hotset.errors import InputError, UsageError
 from hotset.formats.predictors import Thresholds, limits, read_predictors
+from hotset.formats.progress import silent
 from hotset.formats.store import open_store
 from hotset.models import resolve
 from hotset.planner.lowrank import moments
 from hotset.planner.plan_file import write_plan
+from hotset.tokenizer import Tokenizer
 from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
@@ -35,8 +37,9 @@ from hotset.tools.train_predictor_fit import (
     fit_layer,
     try_scores,
 )
-from hotset.tools.train_predictor_inputs import capture, read_neurons
+from hotset.tools.train_predictor_inputs import capture, read_neurons, run
 from hotset.tools.train_predictor_report import TrainReport, as_json, lines
+from hotset.tools.train_predictor_written import continuations, kv_tokens
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = ROOT / "LICENSE"
@@ -101,6 +104,26 @@ def test_thresholds_lose_what_they_may() -> None:
     tables = Thresholds(LOSSES, *(x[None] for x in (tried.thresholds, tried.predicted, tried.recall)))
     keep, fetch = limits(tables, 0.01)
     assert keep[0] == tried.at(0.01)[0] < fetch[0] == tried.at(0.3)[0]
+
+
+def test_the_model_writes_as_it_gives_likelihoods(store: Path) -> None:
+    """First tokens of many continuations of one text, counted, against the engine's own distribution."""
+    opened = open_store(store)
+    bench = Bench(opened, resolve(opened.config), 1)
+    core = bench.exact(kv_tokens())
+    text = windows([TEXT], Tokenizer.load(store), 64, 60)[0][:16]
+    found = continuations(core, [text], 19200, [1], context=32, progress=silent)
+    assert len(found) == 1200 and {len(each) for each in found} == {32}
+    assert all((each[:16] == text).all() and 1 not in each[16:] for each in found)
+    run(core, seq := core.sequence_new(), text, len(text), want=1)
+    core.sequence_free(seq)
+    logits = core.logits()[0].astype(np.float64)
+    logits[1] = -np.inf
+    right = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    counted = np.bincount([each[16] for each in found], minlength=len(right)) / 1200
+    likely = right > 0.02
+    assert likely.any()
+    assert (abs(counted - right)[likely] < 4 * np.sqrt(right * (1 - right) / 1200)[likely]).all()
 
 
 def quality(energy: float, kl: float) -> Quality:
@@ -287,6 +310,7 @@ def test_wrong_use(store: Path, tmp_path: Path) -> None:
         (TrainOptions(loss=0), "loss is 0"),
         (TrainOptions(tokens=10), "10 tokens"),
         (TrainOptions(measure=0), "0 tokens"),
+        (TrainOptions(written=100), "100 tokens to be written; wanted 0 or at least 512"),
     ):
         with pytest.raises(UsageError, match=words):
             train_predictor(store, [TEXT], wrong)

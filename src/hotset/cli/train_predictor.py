@@ -22,6 +22,7 @@ def train_predictor(
     tokens: Annotated[
         int, typer.Option("--tokens", "-n", help="Use at most so many; a quarter of them is held out.")
     ] = 8192,
+    written: Annotated[int, typer.Option(metavar="N", help="More tokens, which the model writes itself.")] = 2048,
     rank: Annotated[str, typer.Option(metavar="auto|R", help="Of the maps; auto: each layer's own.")] = "auto",
     loss: Annotated[str, typer.Option(metavar="SHARE", help="Allowed loss of perplexity.")] = "0.5%",
     measure: Annotated[int, typer.Option(help="Tokens of each run that sets the thresholds.")] = 256,
@@ -34,7 +35,7 @@ def train_predictor(
     from hotset.tools.train_predictor import TrainOptions
     from hotset.tools.train_predictor import train_predictor as tool
 
-    options = TrainOptions(tokens, parse_rank(rank), parse_share(loss, "--loss"), measure, threads)
+    options = TrainOptions(tokens, written, parse_rank(rank), parse_share(loss, "--loss"), measure, threads)
     with progress_bar(not json) as progress:
         report = tool(resolve_model(model), text, options, progress)
     for line in report.notes:

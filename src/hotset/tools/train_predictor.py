@@ -28,6 +28,7 @@ from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality
 from hotset.tools.train_predictor_fit import FORMAT, LOSSES, ROWS, LayerFit, LayerInputs, TrainingInputs, fit_layer
 from hotset.tools.train_predictor_inputs import Floats, capture, read_neurons
 from hotset.tools.train_predictor_report import TrainReport, layer_report
+from hotset.tools.train_predictor_written import continuations, kv_tokens
 
 _HELD_OUT = 4  # one window in so many
 _TRIED = 256  # held-out tokens on which a layer's maps are tried
@@ -38,6 +39,7 @@ _LEAST_TOKENS = 256
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
     tokens: int = 8192  # of text, a quarter of it held out
+    written: int = 2048  # more tokens, which the model writes itself
     rank: int | None = None  # of all layers; None: each layer's own
     loss: float = 0.005  # allowed, relative, of perplexity
     measure: int = 256  # tokens taken one by one in each run that thresholds are tried in
@@ -53,6 +55,8 @@ class TrainOptions:
             raise UsageError(
                 f"rank is {self.rank}; wanted a multiple of {ROWS} up to {hidden}, the hidden size, or auto"
             )
+        if self.written and self.written < 2 * _LEAST_TOKENS:
+            raise UsageError(f"{self.written} tokens to be written; wanted 0 or at least {2 * _LEAST_TOKENS}")
         if not 0 < self.loss < 1:
             raise UsageError(f"loss is {self.loss:g}; wanted more than 0 and less than 1, such as 0.005 or 0.5%")
         if not 1 <= self.fetch < math.inf:
@@ -94,8 +98,10 @@ class _Training:
     def run(self, text: Sequence[Path]) -> TrainReport:
         start = time.monotonic()
         size = min(STEP, self.model.config.context)
-        parts = windows(text, Tokenizer.load(self.store.path), size, self.options.tokens)
-        training, held_out = split(parts)
+        tokenizer = Tokenizer.load(self.store.path)
+        training, held_out = split(windows(text, tokenizer, size, self.options.tokens))
+        for part, written in zip((training, held_out), self._written(training, tokenizer), strict=True):
+            part += written
         inputs, passages = self._inputs(training, held_out)
         self._fit(inputs, sum(len(window) - 1 for window in training))
         runs = self._calibrate(passages)
@@ -107,6 +113,16 @@ class _Training:
             self.store.path, self.info, self.maps, self._tables(), report.measured, facts, FORMAT, tried
         )
         return replace(report, path=path)
+
+    def _written(self, training: list[Window], tokenizer: Tokenizer) -> tuple[list[Window], list[Window]]:
+        """What the model writes itself, to fit on and held out."""
+        if not self.options.written:
+            return [], []
+        core, config = self.bench.exact(kv_tokens()), self.model.config
+        written = continuations(
+            core, training, self.options.written, sorted(tokenizer.eos_ids), config.context, self.progress
+        )
+        return split(written)
 
     def _inputs(self, training: list[Window], held_out: list[Window]) -> tuple[Floats, list[Passage]]:
         core = self.bench.exact()

@@ -76,15 +76,16 @@ class Bench:
         assert store.neurons is not None
         self.info = store.neurons
         count = self.info.layers * self.info.ffn
-        room = Host.measure().free // 2 // self.info.stride
-        kept = int(min(_MEMORY * count, max(room, self.info.ffn)))
+        self.room = max(Host.measure().free // 2 // self.info.stride, self.info.ffn)  # neurons
+        kept = int(min(_MEMORY * count, self.room))
         # As a plan does: most of them stay. An empty cache would have more skipped than one that has been used a while.
         self.hot = [int(_HOT * kept / self.info.layers)] * self.info.layers
         self.slots = kept - sum(self.hot)
 
-    def exact(self) -> _core.Engine:
-        """Computes every neuron, streamed from the drive: for many tokens at once."""
-        return self._core(_core.SparseOptions([0] * self.info.layers, 0))
+    def exact(self, kv_tokens: int = 2 * STEP) -> _core.Engine:
+        """Computes every neuron, those that memory has no room for streamed from the drive: for many tokens at once."""
+        kept = min(self.room // self.info.layers, self.info.ffn)
+        return self._core(_core.SparseOptions([kept] * self.info.layers, 0), kv_tokens)
 
     def passages(self, core: _core.Engine, windows: Sequence[Window], tokens: int) -> list[Passage]:
         """Second halves of windows, `tokens` in all, with the logits that every neuron gives.
@@ -137,8 +138,10 @@ class Bench:
             tokens=len(kl),
         )
 
-    def _core(self, sparse: _core.SparseOptions) -> _core.Engine:
-        return load_core(self.store, self.model, sparse, threads=self.threads, kv_tokens=2 * STEP, max_step_tokens=STEP)
+    def _core(self, sparse: _core.SparseOptions, kv_tokens: int = 2 * STEP) -> _core.Engine:
+        return load_core(
+            self.store, self.model, sparse, threads=self.threads, kv_tokens=kv_tokens, max_step_tokens=STEP
+        )
 
 
 def calibrate(measure: Callable[[float], Quality], allowed: float) -> list[Quality]:
