@@ -110,7 +110,7 @@ def test_the_model_writes_as_it_gives_likelihoods(store: Path) -> None:
     """First tokens of many continuations of one text, counted, against the engine's own distribution."""
     opened = open_store(store)
     bench = Bench(opened, resolve(opened.config), 1)
-    core = bench.exact(kv_tokens())
+    core = bench.exact(kv_tokens(19200, 32))
     text = windows([TEXT], Tokenizer.load(store), 64, 60)[0][:16]
     found = continuations(core, [text], 19200, [1], context=32, progress=silent)
     assert len(found) == 1200 and {len(each) for each in found} == {32}

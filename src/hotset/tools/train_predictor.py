@@ -118,11 +118,9 @@ class _Training:
         """What the model writes itself, to fit on and held out."""
         if not self.options.written:
             return [], []
-        core, config = self.bench.exact(kv_tokens()), self.model.config
-        written = continuations(
-            core, training, self.options.written, sorted(tokenizer.eos_ids), config.context, self.progress
-        )
-        return split(written)
+        tokens, context = self.options.written, self.model.config.context
+        core = self.bench.exact(kv_tokens(tokens, context))
+        return split(continuations(core, training, tokens, sorted(tokenizer.eos_ids), context, self.progress))
 
     def _inputs(self, training: list[Window], held_out: list[Window]) -> tuple[Floats, list[Passage]]:
         core = self.bench.exact()

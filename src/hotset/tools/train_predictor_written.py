@@ -20,9 +20,14 @@ _PROMPT = 16  # tokens that a text begins with; with those written 256, whole bl
 _LENGTH = 240  # tokens that are written to it
 
 
-def kv_tokens() -> int:
-    """That `continuations` keeps at once."""
-    return TOGETHER * (_PROMPT + _LENGTH)
+def kv_tokens(tokens: int, context: int) -> int:
+    """That `continuations` of so many keep at once."""
+    return min(TOGETHER, -(-tokens // _length(context))) * (_PROMPT + _LENGTH)
+
+
+def _length(context: int) -> int:
+    """Tokens written to each text."""
+    return min(_LENGTH, context - _PROMPT)
 
 
 def continuations(
@@ -33,7 +38,7 @@ def continuations(
     core: with room for kv_tokens() and steps of 512 tokens. never: tokens that would end a text. context: of the model.
     """
     rng = np.random.default_rng(0)
-    length = min(_LENGTH, context - _PROMPT)
+    length = _length(context)
     count = -(-tokens // length)
     found: list[Window] = []
     for first in range(0, count, TOGETHER):
