@@ -24,6 +24,7 @@ from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.planner.drafting import verification, with_drafts
 from hotset.planner.model_cost import Demand, forecast
+from hotset.planner.plan import Profiled
 from hotset.planner.plan_file import Plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.tools.convert import convert
@@ -258,6 +259,40 @@ def test_plans_draft_where_the_budget_is_short_and_only_then(stores: dict[str, S
     assert auto.predictor == "low-rank" and not auto.drafts
     with LLM(store.path, memory=1 << 30) as llm:
         assert llm.plan is not None and not llm.plan.drafts
+
+
+def test_drafts_lose_what_makes_them_fastest(
+    stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is given is kept; without one it is neither the least nor the most, where both are slower."""
+    folder = shutil.copytree(stores["good"].path, tmp_path / "copy")
+    store = open_store(folder)
+    assert store.neurons is not None
+    hidden, layers = store.neurons.hidden, store.neurons.layers
+    losses = np.array([0.001, 0.01, 0.1, 0.3], np.float32)
+    shares = np.array([[0.9, 0.3, 0.2, 0.1]] * layers, np.float32)
+    tables = Thresholds(losses, np.array([[0.1, 0.2, 0.3, 0.4]] * layers, np.float32), shares, shares)
+    maps = [(np.eye(hidden, dtype=np.float32), np.ones((store.neurons.ffn, hidden), np.float32))] * layers
+    measured = [(0.001, 0.001), (0.01, 0.01), (0.1, 0.1)]
+    facts = FACTS | {"fetch": 1.0}
+    write_predictors(folder, store.neurons, maps, tables, measured, facts, "f32", (0.99, 0.98, 0.6))
+    rates = Rates(2, 1e7, {4096: 2e3}, {4096: 64}, {4096: 3.0}, {2: 80e9}, {2: 600.0})  # so slow that drafts pay
+    monkeypatch.setattr("hotset.tools.plan.host_rates", lambda _: rates)
+    often = np.tile(np.linspace(0.4, 0, store.neurons.ffn, dtype=np.float32), (layers, 1))
+    known = Profiled(np.stack([1 - (1 - often) ** n for n in range(1, 9)]), {})  # of tokens that share nothing
+    monkeypatch.setattr("hotset.tools.plan.profiled", lambda *_: known)
+    given = {"predictor": "low-rank", "hot": 20, "cold_slots": 300}
+
+    def speed(loss: float | None) -> tuple[float, float | None]:
+        plan = make_plan(store, resolve(store.config), Wishes(memory=1 << 30, loss=loss), given)
+        assert plan.drafts and plan.forecast is not None
+        return plan.forecast.tokens_per_s, plan.loss
+
+    best, chosen = speed(None)
+    assert chosen is not None and 0.002 < chosen < 0.1
+    for loss in (0.001, 0.1):
+        there, kept = speed(loss)
+        assert kept == loss and there < 0.95 * best
 
 
 def test_predictors_that_are_damaged_hurt_no_exact_plan(stores: dict[str, Store], tmp_path: Path) -> None:

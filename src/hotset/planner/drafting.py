@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from hotset.planner.model_cost import Bound, Demand, Forecast
-from hotset.planner.plan import Host, Placement, Profiled, every_neuron, place
+from hotset.planner.plan import Host, Placement, Profiled, every_neuron, judged, place
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 
@@ -113,7 +113,7 @@ def or_drafted(
     tokens that hold.
     """
     if placement.predictor == "low-rank":
-        return _as_draft(placement, sizes, profiled, host, acceptance)
+        return _as_draft(judged(placement, sizes, profiled, host), sizes, profiled, host, acceptance)
     if chosen or sum(placement.hot) == sizes.neurons:  # nothing is read: a pass takes longer than the token it gives
         return placement
     drafted = _as_draft(place(sizes, room, ["low-rank"], profiled, host), sizes, profiled, host, acceptance)

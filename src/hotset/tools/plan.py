@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hotset import _core
 from hotset.config import ModelConfig
 from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
@@ -27,10 +29,11 @@ from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, POLICIES, Predictor
 from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
-from hotset.tools.plan_profile import profiled
+from hotset.tools.plan_profile import profiled, within
 from hotset.tools.plan_sizes import neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
+_DRAFT_LOSSES = 6  # tried
 _TIGHT_CONTEXT = 2048
 SETTINGS = ("predictor", "hot", "cold_slots", "policy", "backend", "depth", "threads", "context", "prefill_chunk")
 _TEXTS = ("predictor", "policy", "backend")
@@ -120,10 +123,9 @@ class _Planning:
         host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
         placement = planner.place(self.sizes, room, self._predictors(), self.profiled, host)
         placement = self._overridden(placement, host, room)
+        loss = self.wishes.loss
         if self.trained is not None and self.wishes.predict == "exact":
-            chosen = bool(self.given.keys() & {"predictor", "hot", "cold_slots"})
-            holds = self.trained.agreement(self.wishes.loss) or ASSUMED_ACCEPTANCE
-            placement = or_drafted(placement, self.sizes, room, self.profiled, host, chosen=chosen, acceptance=holds)
+            placement, loss = self._drafted(self.trained, placement, host, room)
         self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
@@ -138,7 +140,7 @@ class _Planning:
             kv_tokens=allotment.kv_tokens,
             prefill_chunk=allotment.max_step_tokens,
             memory=self._memory(placement, allotment),
-            loss=self.wishes.loss,
+            loss=loss,
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
@@ -238,6 +240,20 @@ class _Planning:
             )
         return planner.judged(chosen, self.sizes, self.profiled, host)
 
+    def _drafted(
+        self, trained: Predictors, placement: Placement, host: planner.Host, room: int
+    ) -> tuple[Placement, float | None]:
+        """The fastest exact placement, and what its drafts may lose: all that is lost is drafts that do not hold."""
+        chosen = bool(self.given.keys() & {"predictor", "hot", "cold_slots"})
+        found: list[tuple[float, Placement, float | None]] = []
+        for loss in [self.wishes.loss] if self.wishes.loss is not None else _draft_losses(trained):
+            known = within(self.profiled, trained, loss) if self.profiled and loss is not None else self.profiled
+            holds = trained.agreement(loss) or ASSUMED_ACCEPTANCE
+            drafted = or_drafted(placement, self.sizes, room, known, host, chosen=chosen, acceptance=holds)
+            speed = drafted.forecast.tokens_per_s if drafted.forecast else 0.0
+            found.append((speed, drafted, loss if drafted.predictor == "low-rank" else None))
+        return max(found, key=lambda each: each[0])[1:]
+
     def _memory(self, placement: Placement, allotment: Allotment) -> dict[str, int]:
         tokens, step = allotment.kv_tokens, allotment.max_step_tokens
         scratch, kv = scratch_bytes(self.config, step), kv_bytes(self.config, self.wishes.kv, tokens)
@@ -251,6 +267,14 @@ class _Planning:
             "buffers": overhead,
             **placement.bytes(self.sizes),
         }
+
+
+def _draft_losses(trained: Predictors) -> list[float | None]:
+    """Among which the best for drafts is chosen: as calibrated, and what lies between the most and the least tried."""
+    if not trained.agreements:
+        return [None]  # how often drafts hold is not known for any
+    tried = [change for _, change in trained.measured]
+    return [None, *np.geomspace(min(tried), max(tried), _DRAFT_LOSSES).tolist()]
 
 
 def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hotset.formats.predictors import Predictors
@@ -42,8 +44,17 @@ def profiled(
         gates = float(np.sqrt(shares[0]).mean())
         finds["gate"] = Finds(gates, gates, _SPREAD)
     if trained:
-        computed, wanted = trained.candidates(loss) * active, trained.wanted(loss) * active
-        finds["low-rank"] = Finds(min(computed, 1.0), min(wanted, 1.0), _STEADY)
+        finds["low-rank"] = _found(trained, loss, active)
     if sketch:
         finds["sketch"] = Finds(sketch.facts.candidates, sketch.facts.candidates, _STEADY)
     return Profiled(shares, finds, both)
+
+
+def within(known: Profiled, trained: Predictors, loss: float) -> Profiled:
+    """The same with low-rank predictors that may lose so much."""
+    return replace(known, finds={**known.finds, "low-rank": _found(trained, loss, float(known.shares[0].mean()))})
+
+
+def _found(trained: Predictors, loss: float | None, active: float) -> Finds:
+    computed, wanted = trained.candidates(loss) * active, trained.wanted(loss) * active
+    return Finds(min(computed, 1.0), min(wanted, 1.0), _STEADY)

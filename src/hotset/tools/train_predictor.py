@@ -17,7 +17,7 @@ import numpy as np
 
 from hotset.errors import InputError, UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.predictors import FETCH, Predictors, Thresholds, read_predictors, write_predictors
+from hotset.formats.predictors import FETCH, MOST_ENERGY, Predictors, Thresholds, read_predictors, write_predictors
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
@@ -34,6 +34,7 @@ _HELD_OUT = 4  # one window in so many
 _TRIED = 256  # held-out tokens on which a layer's maps are tried
 _RANKS = (1 / 32, 1 / 16, 1 / 8)  # shares of the hidden size, see fit_layer
 _LEAST_TOKENS = 256
+_FOR_DRAFTS = 4  # times the most energy that was given up until then
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,9 @@ class _Training:
             self.progress(done, done + 1, "runs to set thresholds")
             return self.bench.measure(trained, energy, passages)
 
-        return calibrate(measure, self.options.loss)
+        runs = calibrate(measure, self.options.loss)
+        # Drafts may be wrong more often than answers: one run for what that would cost, and the last is the one to use.
+        return [measure(min(_FOR_DRAFTS * max(run.energy for run in runs), MOST_ENERGY)), *runs]
 
     def _tables(self) -> Thresholds:
         found = [fit.tried for fit in self.fits]
