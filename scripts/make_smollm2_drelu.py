@@ -165,9 +165,9 @@ def main() -> int:
         ("tasks", "folder of the tasks' files"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, help=what)
-    parser.add_argument("--ffn-tokens", default="40960", help="of the first stage")
-    parser.add_argument("--tokens", default="122880", help="of the second stage")
-    parser.add_argument("--control-tokens", default="122880", help="of the control")
+    parser.add_argument("--ffn-tokens", default="81920", help="of the first stage")
+    parser.add_argument("--tokens", default="819200", help="of the second stage")
+    parser.add_argument("--control-tokens", default="204800", help="of the control")
     parser.add_argument("--task-list", default="arc_easy,piqa,hellaswag")
     parser.add_argument("--limit", default="100", help="items of each task")
     parser.add_argument("--windows", default="40", help="of WikiText-2, 512 tokens each")
