@@ -40,6 +40,12 @@ struct GroupBytes {
   static constexpr size_t kCodesStart = kBlock - 2 * kCodes;
 };
 
+template <size_t bytes>
+HOTSET_INLINE void prefetch(const uint8_t* p) {
+#pragma GCC unroll 32
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
 // One group of one strip for T tokens, kUnroll at a time: acc[t] += scale * d[t] * (codes . q[t] - zero *
 // s[t]).
 template <class D, int T, int From = 0>
@@ -69,7 +75,10 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
                   ptrdiff_t ldo) {
   using V = typename D::V;
   using Bytes = GroupBytes<D>;
-  constexpr size_t prefetch_ahead = 6144;  // bytes; of 2 to 8 KiB the best on Zen 5 for 1, 4 and 16 tokens
+  // One token is bound by the stream alone: a block's lines at once, 6 KiB ahead. With more, products lie
+  // between the loads: lines come group by group behind them, 10 KiB ahead. Best on Zen 5
+  // (docs/decisions/log.md).
+  constexpr size_t ahead = T == 1 ? 6144 : 10240;
   typename V::F acc[P][T];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -77,10 +86,10 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
     for (int t = 0; t < T; ++t) acc[p][t] = V::zero();
   }
   for (size_t block = 0; block < col_blocks; ++block, w += Bytes::kBlock) {
-#pragma GCC unroll 32
-    for (size_t i = 0; i < Bytes::kBlock; i += 64) __builtin_prefetch(w + prefetch_ahead + i);
+    prefetch<T == 1 ? Bytes::kBlock : Bytes::kCodesStart>(w + ahead);
 #pragma GCC unroll 1
     for (int g = 0; g < 2; ++g, x.next_group()) {
+      const uint8_t* codes = w + Bytes::kCodesStart + static_cast<size_t>(g) * Bytes::kCodes;
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
         const size_t row = lane + static_cast<size_t>(p) * V::kLanes;
@@ -88,9 +97,10 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
         const typename V::F scale = V::load_f16(scales);
         typename V::F offset = scale;
         if constexpr (D::kFormat == quant::Format::q4_1) offset = V::load_f16(scales + 2 * quant::kRowBlock);
-        const typename D::Weights weights = D::load(w + Bytes::kCodesStart + g * Bytes::kCodes + row * 4);
+        const typename D::Weights weights = D::load(codes + row * 4);
         group_tokens<D, T>(weights, scale, offset, x, acc[p]);
       }
+      if constexpr (T > 1) prefetch<Bytes::kCodes>(codes + ahead);
     }
   }
 #pragma GCC unroll 16
