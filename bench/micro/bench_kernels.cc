@@ -152,7 +152,6 @@ void bench_vectors(const Options& options, const Kernels& k) {
   constexpr size_t n = 4096;
   const std::vector<float> x = random_floats(n, 1.0f);
   std::vector<float> y = x;
-  float max = 0, lse = 0;
   Tile tile(k, 1, n);
   const auto glu = [&](kernels::Activation f) {
     k.glu(f, 0, kernels::Activation::none, 0, x.data(), n, y.data());
@@ -162,7 +161,12 @@ void bench_vectors(const Options& options, const Kernels& k) {
   bench_elementwise(options, k, "glu_silu", n, [&] { glu(kernels::Activation::silu); });
   bench_elementwise(options, k, "glu_gelu", n, [&] { glu(kernels::Activation::gelu); });
   bench_elementwise(options, k, "rope", n, [&] { k.rope(x.data(), x.data(), n / 2, y.data()); });
+  float max = 0, lse = 0;
+  std::vector<float> weights(n), sums(n);
   bench_elementwise(options, k, "logsumexp", n, [&] { k.logsumexp(x.data(), n, &max, &lse); });
+  bench_elementwise(options, k, "block_maxima", n, [&] { k.block_maxima(x.data(), n, sums.data()); });
+  bench_elementwise(options, k, "softmax_weights", n,
+                    [&] { k.softmax_weights(x.data(), n, 8, 1, weights.data(), sums.data()); });
 }
 
 // What the int8 dot product of this ISA can do at most: a loop of independent chains on registers.

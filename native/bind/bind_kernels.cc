@@ -143,10 +143,21 @@ std::tuple<float, float> logsumexp(const std::string& isa, nb::handle x) {
   return {max, lse};
 }
 
-size_t argmax(const std::string& isa, nb::handle x) {
+std::tuple<nb::object, bool> block_maxima(const std::string& isa, nb::handle x) {
   const auto in = view<const float>(x, "x", {kAny});
-  if (in.data.empty()) throw InvalidArgument("x is empty");
-  return isa_of(isa).argmax(in.data.data(), in.data.size());
+  std::vector<float> maxima((in.data.size() + kernels::kMaximaBlock - 1) / kernels::kMaximaBlock);
+  const bool finite = isa_of(isa).block_maxima(in.data.data(), in.data.size(), maxima.data());
+  const size_t blocks = maxima.size();
+  return {to_numpy(std::move(maxima), {blocks}), finite};
+}
+
+std::tuple<nb::object, nb::object> softmax_weights(const std::string& isa, nb::handle x, float max,
+                                                   float scale) {
+  const auto in = view<const float>(x, "x", {kAny});
+  const size_t n = in.data.size(), blocks = (n + kernels::kWeightsBlock - 1) / kernels::kWeightsBlock;
+  std::vector<float> p(n), sums(blocks);
+  isa_of(isa).softmax_weights(in.data.data(), n, max, scale, p.data(), sums.data());
+  return {to_numpy(std::move(p), {n}), to_numpy(std::move(sums), {blocks})};
 }
 
 }  // namespace
@@ -163,5 +174,6 @@ void bind_kernels(nb::module_& m) {
         nb::arg("gate_threshold") = 0.0f, nb::arg("up_threshold") = 0.0f);
   m.def("rope", &rope, nb::arg("isa"), nb::arg("cos"), nb::arg("sin"), nb::arg("x"));
   m.def("logsumexp", &logsumexp, nb::arg("isa"), nb::arg("x"));
-  m.def("argmax", &argmax, nb::arg("isa"), nb::arg("x"));
+  m.def("block_maxima", &block_maxima, nb::arg("isa"), nb::arg("x"));
+  m.def("softmax_weights", &softmax_weights, nb::arg("isa"), nb::arg("x"), nb::arg("max"), nb::arg("scale"));
 }

@@ -71,6 +71,8 @@ struct AttendState {
   const uint8_t* next = nullptr;  // page that will be read after this call, if known: its head is fetched
 };
 
+inline constexpr size_t kMaximaBlock = 64, kWeightsBlock = 1024;  // of logits
+
 struct Kernels {
   const char* isa;  // "scalar", "avx2", "avx512", "avx512vnni", "neon", "neon_dotprod", "neon_i8mm"
 
@@ -135,9 +137,13 @@ struct Kernels {
                                      uint8_t* row_block);
   InterleaveNeurons interleave_neurons_q4_0, interleave_neurons_q8_0;
 
-  // max and log(sum(exp(x))) of n logits; argmax (lowest index wins).
+  // max and log(sum(exp(x))) of n logits.
   void (*logsumexp)(const float* x, size_t n, float* max, float* lse);
-  size_t (*argmax)(const float* x, size_t n);
+  // maxima[b] = largest of logits [64 b, 64 (b + 1)), ceil(n / 64) of them; false if any logit is not finite.
+  bool (*block_maxima)(const float* x, size_t n, float* maxima);
+  // p[i] = exp((x[i] - max) * scale) for x <= max; sums[b] = sum of p [1024 b, 1024 (b + 1)). Unlike all else
+  // here the same bits on every ISA, so that a seed gives the same text everywhere.
+  void (*softmax_weights)(const float* x, size_t n, float max, float scale, float* p, float* sums);
 
   // Column blocks of a sketch of 2 or 3 bits (quant/sketch.h) as those of a q8_0 matrix, with the same
   // values.

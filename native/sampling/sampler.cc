@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <string>
@@ -16,7 +16,7 @@ namespace {
 constexpr int kDigitBits = 11;                  // three passes over 32 bits
 constexpr uint32_t kDigits = 1u << kDigitBits;  // buckets of one pass
 constexpr int32_t kUnseen = -1;
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kInf = std::numeric_limits<float>::infinity(), kHighest = std::numeric_limits<float>::max();
 
 void require(bool ok, const std::string& message) {
   if (!ok) throw InvalidArgument(message);
@@ -50,31 +50,6 @@ uint64_t splitmix64(uint64_t& x) {
   return z ^ (z >> 31);
 }
 
-// exp(y) for y <= 0, within 2 ulp; 0 below -87. Not libm's: a loop over it vectorizes, and every machine
-// gives the same bits, hence the same text. Taylor to degree 7 on |r| <= ln(2)/2: error r^8/8! < 6e-9.
-inline float exp_nonpositive(float y) {
-  constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low bits
-  // Compared as integers: a choice between floats may trap, so the compiler would keep the branch.
-  constexpr int32_t kLimit = std::bit_cast<int32_t>(87.0f);
-  const int32_t magnitude = std::bit_cast<int32_t>(y) & 0x7fffffff;
-  const float clamped = -std::bit_cast<float>(magnitude < kLimit ? magnitude : kLimit);
-  const float shifted = clamped * kLog2E + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
-  float poly = 1.0f / 5040;
-  poly = poly * r + 1.0f / 720;
-  poly = poly * r + 1.0f / 120;
-  poly = poly * r + 1.0f / 24;
-  poly = poly * r + 1.0f / 6;
-  poly = poly * r + 0.5f;
-  poly = poly * r + 1.0f;
-  poly = poly * r + 1.0f;
-  const uint32_t power = (std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u;  // 2^n
-  const int32_t value = std::bit_cast<int32_t>(poly * std::bit_cast<float>(power));
-  return std::bit_cast<float>(value & -static_cast<int32_t>(magnitude < kLimit));
-}
-
 // Unsigned integers in the order of the floats. Adding 0 makes -0 equal to +0.
 inline uint32_t order_key(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x + 0.0f);
@@ -91,15 +66,15 @@ double sum(const float* p, size_t n) {
   return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
-void check_logits(std::span<const float> x) {
-  require(!x.empty(), "logits are empty");
-  uint32_t bad = 0;
-  for (float v : x) bad |= !(v < kInf);
-  if (!bad) return;
+// Throws for NaN and +inf; -inf is a token that cannot be chosen.
+void refuse_bad(std::span<const float> x) {
   const auto at = std::find_if(x.begin(), x.end(), [](float v) { return !(v < kInf); });
+  if (at == x.end()) return;
   throw InvalidArgument("logit of token " + std::to_string(at - x.begin()) + " is " +
                         (*at > 0 ? "+inf" : "NaN") + ": the model's weights or its arithmetic are broken");
 }
+
+size_t blocks_of(size_t n, size_t block) { return (n + block - 1) / block; }
 
 void apply_mask(std::span<float> x, const uint32_t* mask) {
   for (size_t i = 0; i < x.size(); ++i)
@@ -145,7 +120,9 @@ void Sampler::see(int32_t token) {
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const uint32_t* mask, float* logprob) {
-  check_logits(logits);
+  require(!logits.empty(), "logits are empty");
+  maxima_.resize(blocks_of(logits.size(), kernels::kMaximaBlock));
+  if (!k_.block_maxima(logits.data(), logits.size(), maxima_.data())) refuse_bad(logits);
   check_tokens(logits.size());
   const int32_t token = choose(logits, mask);
   see(token);
@@ -182,24 +159,96 @@ void Sampler::compact(Keep keep) {
 }
 
 int32_t Sampler::choose(std::span<const float> logits, const uint32_t* mask) {
-  x_.assign(logits.begin(), logits.end());
-  if (mask != nullptr) apply_mask(x_, mask);
-  adjust(x_);
-  const size_t best = k_.argmax(x_.data(), x_.size());
-  const float max = x_[best];
-  require(max > -kInf,
-          "no token can be chosen: mask and logit_bias exclude all " + std::to_string(x_.size()));
-  require(max < kInf, "logit of token " + std::to_string(best) + " overflows after bias and penalties");
-  if (params_.temperature == 0) return static_cast<int32_t>(best);
+  std::span<const float> x = logits;
+  if (mask != nullptr || adjusts()) {
+    adjusted_.assign(logits.begin(), logits.end());
+    if (mask != nullptr) apply_mask(adjusted_, mask);
+    adjust(adjusted_);
+    x = adjusted_;
+    k_.block_maxima(x.data(), x.size(), maxima_.data());
+  }
+  const float max = *std::max_element(maxima_.begin(), maxima_.end());
+  require(max > -kInf, "no token can be chosen: mask and logit_bias exclude all " + std::to_string(x.size()));
+  require(max < kInf,
+          "logit of token " + std::to_string(first_of(x, max)) + " overflows after bias and penalties");
+  const SamplingParams& p = params_;
+  if (p.temperature == 0) return first_of(x, max);
+  if (p.top_k > 0 || p.top_p < 1 || p.min_p > 0) {
+    filter(x, max);
+    return ids_[draw()];
+  }
+  weigh(x, max);
+  return static_cast<int32_t>(draw());
+}
 
+int32_t Sampler::first_of(std::span<const float> x, float logit) const {
+  const auto block = std::find(maxima_.begin(), maxima_.end(), logit) - maxima_.begin();
+  const auto begin = x.begin() + block * static_cast<ptrdiff_t>(kernels::kMaximaBlock);
+  return static_cast<int32_t>(std::find(begin, x.end(), logit) - x.begin());
+}
+
+// A bound on the logits, found in one pass at most, leaves few tokens for the exact filters.
+void Sampler::filter(std::span<const float> x, float max) {
+  const SamplingParams& p = params_;
+  double total = 0;
+  if (p.top_k > 0) {
+    gather(x, kth_block_maximum(static_cast<size_t>(p.top_k)));
+    keep_top(p.top_k, false);
+  } else if (p.top_p < 1) {  // n tokens below 1/n of what may go are less than that together
+    weigh(x, max);
+    total = std::accumulate(sums_.begin(), sums_.end(), 0.0);
+    gather(x, logit_of((1.0 - p.top_p) * total / static_cast<double>(x.size()), max));
+  } else {
+    gather(x, logit_of(p.min_p, max));
+  }
+  weigh(x_, max);
+  if (p.top_k > 0) total = sum(p_.data(), p_.size());
+  if (p.top_p < 1) keep_top(p.top_p * total, true);
+  if (p.min_p > 0) compact([&](size_t i) { return p_[i] >= p.min_p; });  // the best one's p is 1
+  sums_.clear();
+  for (size_t i = 0; i < p_.size(); i += kernels::kWeightsBlock)
+    sums_.push_back(static_cast<float>(sum(&p_[i], std::min(kernels::kWeightsBlock, p_.size() - i))));
+}
+
+// At least k logits are as large, and the k best among them.
+float Sampler::kth_block_maximum(size_t k) {
+  if (k >= maxima_.size()) return -kInf;
+  p_ = maxima_;
+  const auto kth = p_.begin() + static_cast<ptrdiff_t>(k - 1);
+  std::nth_element(p_.begin(), kth, p_.end(), std::greater<>());
+  return *kth;
+}
+
+// A logit below all whose weight is at least `weight`: 0.1 % is far more than rounding takes.
+float Sampler::logit_of(double weight, float max) const {
+  const double logit = max + params_.temperature * (std::log(weight) - 1e-3);
+  return std::nextafter(static_cast<float>(std::max(logit, -double{kHighest})), -kInf);
+}
+
+// The tokens with logits of at least `lowest`.
+void Sampler::gather(std::span<const float> x, float lowest) {
+  constexpr size_t kBlock = kernels::kMaximaBlock;
+  ids_.clear(), x_.clear();
+  for (size_t b = 0; b < maxima_.size(); ++b) {
+    if (maxima_[b] < lowest) continue;
+    int32_t ids[kBlock];
+    float kept[kBlock];
+    size_t n = 0;
+    for (size_t i = b * kBlock; i < std::min(x.size(), (b + 1) * kBlock); ++i) {
+      ids[n] = static_cast<int32_t>(i);
+      kept[n] = x[i];
+      n += x[i] >= lowest;
+    }
+    ids_.insert(ids_.end(), ids, ids + n);
+    x_.insert(x_.end(), kept, kept + n);
+  }
   p_.resize(x_.size());
-  ids_.resize(x_.size());
-  std::iota(ids_.begin(), ids_.end(), 0);
-  if (params_.top_k > 0) keep_top(params_.top_k, false);
-  compute_probabilities(max);
-  if (params_.top_p < 1) keep_top(params_.top_p * sum(p_.data(), p_.size()), true);
-  if (params_.min_p > 0) compact([&](size_t i) { return p_[i] >= params_.min_p; });  // the best one's p is 1
-  return draw();
+}
+
+bool Sampler::adjusts() const {
+  const SamplingParams& p = params_;
+  const bool penalties = p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
+  return !p.logit_bias.empty() || (penalties && !seen_.empty());
 }
 
 void Sampler::adjust(std::span<float> x) const {
@@ -236,34 +285,31 @@ void Sampler::keep_top(double target, bool by_probability) {
   compact([&](size_t i) { return order_key(x_[i]) > cut || i <= last; });
 }
 
-void Sampler::compute_probabilities(float max) {
-  const float temperature = params_.temperature;
-  const float* x = x_.data();
-  float* p = p_.data();
-  for (size_t i = 0; i < x_.size(); ++i) p[i] = exp_nonpositive((x[i] - max) / temperature);
+void Sampler::weigh(std::span<const float> x, float max) {
+  p_.resize(x.size());
+  sums_.resize(blocks_of(x.size(), kernels::kWeightsBlock));
+  // Bounded, as the best logit's distance of 0 must stay one.
+  const float scale = std::min(1 / params_.temperature, kHighest);
+  k_.softmax_weights(x.data(), x.size(), max, scale, p_.data(), sums_.data());
 }
 
 // Inverse of the cumulative sum at a uniform point: whole blocks first, then inside one.
-int32_t Sampler::draw() {
-  constexpr size_t kBlock = 1024;
-  const auto block_sum = [&](size_t begin) { return sum(&p_[begin], std::min(kBlock, p_.size() - begin)); };
-  double total = 0;
-  for (size_t b = 0; b < p_.size(); b += kBlock) total += block_sum(b);
-  double left = uniform() * total;
+size_t Sampler::draw() {
+  constexpr size_t kBlock = kernels::kWeightsBlock;
+  double left = uniform() * std::accumulate(sums_.begin(), sums_.end(), 0.0);
   size_t chosen = 0;  // rounding may leave a remainder at the end: then the last possible token
-  for (size_t b = 0; b < p_.size(); b += kBlock) {
-    const double block = block_sum(b);
-    if (left >= block && b + kBlock < p_.size()) {
-      left -= block;
+  for (size_t b = 0; b < sums_.size(); ++b) {
+    if (left >= sums_[b] && b + 1 < sums_.size()) {
+      left -= sums_[b];
       continue;
     }
-    for (size_t i = b; i < std::min(b + kBlock, p_.size()); ++i) {
+    for (size_t i = b * kBlock; i < std::min((b + 1) * kBlock, p_.size()); ++i) {
       if (p_[i] == 0) continue;
       chosen = i;
-      if ((left -= p_[i]) < 0) return ids_[chosen];
+      if ((left -= p_[i]) < 0) return chosen;
     }
   }
-  return ids_[chosen];
+  return chosen;
 }
 
 // xoshiro256** (Blackman & Vigna, arXiv:1805.01407), as 53 bits in [0, 1).

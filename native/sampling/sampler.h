@@ -36,12 +36,18 @@ class Sampler {
 
  private:
   int32_t choose(std::span<const float> logits, const uint32_t* mask);
+  bool adjusts() const;
   void adjust(std::span<float> x) const;
+  int32_t first_of(std::span<const float> x, float logit) const;
+  void filter(std::span<const float> x, float max);
+  float kth_block_maximum(size_t k);
+  float logit_of(double weight, float max) const;
+  void gather(std::span<const float> x, float lowest);
   void keep_top(double target, bool by_probability);
-  void compute_probabilities(float max);
+  void weigh(std::span<const float> x, float max);
   template <class Keep>
   void compact(Keep keep);
-  int32_t draw();
+  size_t draw();
   double uniform();
   void check_tokens(size_t vocab) const;
   void see(int32_t token);
@@ -51,9 +57,12 @@ class Sampler {
   uint64_t state_[4];                  // xoshiro256**, seeded with splitmix64
   std::vector<int32_t> seen_;          // distinct tokens of prompt and output
   std::vector<int32_t> output_count_;  // [highest token seen + 1]; -1 = never seen
-  // Tokens still in play, in rising order, with their adjusted logits and unnormalized probabilities.
+  std::vector<float> adjusted_;        // logits after bias and penalties, if there are any
+  std::vector<float> maxima_;          // of blocks of kernels::kMaximaBlock logits
+  // Tokens still in play, in rising order, with their logits and unnormalized probabilities; without a filter
+  // only p_, of all tokens. sums_: of blocks of kernels::kWeightsBlock of them.
   std::vector<int32_t> ids_;
-  std::vector<float> x_, p_;
+  std::vector<float> x_, p_, sums_;
 };
 
 }  // namespace hotset::sampling

@@ -104,7 +104,13 @@ def attend(
     """One KV head: q [n, hd] (already scaled), k and v [tokens, hd] -> [n, hd]; goes through KV pages of type `kv`."""
 
 def logsumexp(isa: str, x: NDArray[np.float32]) -> tuple[float, float]: ...
-def argmax(isa: str, x: NDArray[np.float32]) -> int: ...
+def block_maxima(isa: str, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], bool]:
+    """Maxima of 64 values each, and whether all values are finite."""
+
+def softmax_weights(
+    isa: str, x: NDArray[np.float32], max: float, scale: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """exp((x - max) * scale) for x <= max, and sums of 1024 of them each."""
 
 # --- neurons ("q4_0" or "q8_0"; native/quant/neuron.h) ---------------------------------------------------
 def vector_bytes(fmt: str, cols: int) -> int: ...

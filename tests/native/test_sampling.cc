@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "check.h"
+#include "kernel_cases.h"
 #include "kernels/kernels.h"
 #include "sampling/sampler.h"
 
@@ -63,6 +64,37 @@ void test_supports() {  // flat enough that every token kept is drawn
           CHECK(drawn(x, p, 3000) == support(x, p));
         }
   }
+}
+
+// More tokens than one block of maxima or weights, some of them banned; likely enough that all kept are
+// drawn.
+void test_supports_of_many() {
+  for (const size_t n : {65, 1100}) {
+    std::vector<float> x = random_logits(n, static_cast<unsigned>(n));
+    for (size_t i = 0; i < n; i += 7) x[i] = -kInf;
+    for (const SamplingParams& p : std::initializer_list<SamplingParams>{{1.5f, 1},
+                                                                         {1.5f, 5},
+                                                                         {8.0f, 40},
+                                                                         {1.5f, 100, 0.2f},
+                                                                         {1.5f, 0, 0.05f},
+                                                                         {1.5f, 0, 0.3f},
+                                                                         {1.5f, 0, 0.9f, 0.3f},
+                                                                         {1.5f, 0, 1, 0.2f},
+                                                                         {1.5f, 20, 0.9f, 0.2f}})
+      CHECK(drawn(x, p, 3000) == support(x, p));
+  }
+}
+
+// A seed's tokens are the same on every ISA, whatever the filters.
+void test_same_tokens_on_every_isa() {
+  const std::vector<float> x = random_logits(5000, 9);
+  cases::for_each_isa([&](const kernels::Kernels& k) {
+    for (const SamplingParams& p :
+         std::initializer_list<SamplingParams>{{}, {0.7f, 50}, {0.9f, 0, 0.9f}, {1.2f, 0, 1, 0.01f}}) {
+      Sampler twin(p, 3, scalar()), s(p, 3, k);
+      for (int i = 0; i < 20; ++i) CHECK(s.sample(x, nullptr, nullptr) == twin.sample(x, nullptr, nullptr));
+    }
+  });
 }
 
 void test_ties() {
@@ -152,6 +184,8 @@ void test_bad_parameters() {
 
 int main() {
   test_supports();
+  test_supports_of_many();
+  test_same_tokens_on_every_isa();
   test_ties();
   test_extremes();
   test_same_seed_same_tokens();

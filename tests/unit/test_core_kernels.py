@@ -280,14 +280,38 @@ def test_logsumexp(isa: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_argmax_takes_the_first_of_equals(isa: str) -> None:
-    for n in range(1, 130):
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 200, 50000])
+def test_block_maxima(isa: str, n: int) -> None:
+    x = random(n)
+    want = np.maximum.reduceat(x, np.arange(0, n, 64))
+    got, finite = _core.block_maxima(isa, x)
+    assert finite
+    np.testing.assert_array_equal(got, want)
+    for bad in (np.nan, np.inf, -np.inf):
         for at in {0, n // 2, n - 1}:
-            x = np.full(n, -np.inf, np.float32)
-            x[at:] = 2.5
-            assert _core.argmax(isa, x) == at
-    x = random(50000)
-    assert _core.argmax(isa, x) == int(x.argmax())
+            y = x.copy()
+            y[at] = bad
+            assert not _core.block_maxima(isa, y)[1]
+    x[n // 2] = -np.inf
+    np.testing.assert_array_equal(_core.block_maxima(isa, x)[0], np.maximum.reduceat(x, np.arange(0, n, 64)))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", [1, 15, 17, 1023, 1024, 1041, 50000])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 7.0, 3e38])
+def test_softmax_weights(isa: str, n: int, scale: float) -> None:
+    x = random(n) * np.float32(4)
+    x[:: max(1, n // 3)] = -np.inf
+    x[n // 2] = 20
+    got, sums = _core.softmax_weights(isa, x, 20.0, scale)
+    with np.errstate(over="ignore"):
+        y = ((x - np.float32(20)) * np.float32(scale)).astype(float)
+    want = np.where(y > -87, np.exp(y), 0)
+    assert got[n // 2] == 1
+    assert_close(got, want, 4 * U * want)
+    np.testing.assert_allclose(sums, np.add.reduceat(got.astype(float), np.arange(0, n, 1024)), rtol=64 * U)
+    for twin in zip((got, sums), _core.softmax_weights("scalar", x, 20.0, scale), strict=True):
+        assert twin[0].tobytes() == twin[1].tobytes()
 
 
 # --- attention ----------------------------------------------------------------------------------------
@@ -363,7 +387,7 @@ def test_wrong_arrays_are_named() -> None:
 def test_unknown_names_are_refused_with_the_choices() -> None:
     x = random(4)
     with pytest.raises(HostError, match="scalar"):
-        _core.argmax("sse9", x)
+        _core.block_maxima("sse9", x)
     with pytest.raises(UsageError, match="q4_0"):
         _core.packed_bytes("q3_k", 16, 64)
     with pytest.raises(UsageError, match="rms or layer"):

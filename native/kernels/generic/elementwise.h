@@ -1,4 +1,4 @@
-// Norms, activations, rotation, reductions over logits, quantization of activations.
+// Norms, activations, rotation, quantization of activations.
 #pragma once
 
 #include "kernels/generic/math.h"
@@ -114,43 +114,6 @@ void rope(const float* cos, const float* sin, size_t half, float* x) {
     store_partial<V>(x + i, rest, a);
     store_partial<V>(x + half + i, rest, b);
   }
-}
-
-template <class V>
-float largest(const float* x, size_t n) {
-  using F = typename V::F;
-  const auto larger = [](F a, F v) { return V::max(v, a); };
-  const float lowest = -__builtin_inff();
-  return V::max_lane(reduce<V>(x, n, V::set(lowest), lowest, larger, larger));
-}
-
-template <class V>
-void logsumexp(const float* x, size_t n, float* max, float* lse) {
-  using F = typename V::F;
-  constexpr size_t chunk = 4096;  // f32 sums of one chunk are added in double: vocabularies reach 2^18
-  *max = largest<V>(x, n);
-  if (*max == -__builtin_inff()) {
-    *lse = *max;
-    return;
-  }
-  const F top = V::set(*max);
-  double total = 0;
-  for (size_t i = 0; i < n; i += chunk) {
-    total += static_cast<double>(V::sum(reduce<V>(
-        x + i, n - i < chunk ? n - i : chunk, V::zero(), -__builtin_inff(),
-        [top](F acc, F v) { return V::add(acc, exp<V>(V::sub(v, top))); },
-        [](F a, F b) { return V::add(a, b); })));
-  }
-  *lse = static_cast<float>(*max + __builtin_log(total));
-}
-
-template <class V>
-size_t argmax(const float* x, size_t n) {
-  const float top = largest<V>(x, n);
-  for (size_t i = 0; i < n; ++i) {
-    if (x[i] == top) return i;
-  }
-  return 0;  // only NaN
 }
 
 template <class V>

@@ -3,6 +3,7 @@
 
 #include "kernels/generic/attend.h"
 #include "kernels/generic/elementwise.h"
+#include "kernels/generic/logits.h"
 #include "kernels/generic/matmul_float.h"
 #include "kernels/generic/matmul_quant.h"
 #include "kernels/generic/neuron_dot.h"
@@ -46,7 +47,8 @@ constexpr Kernels make_table(const char* isa) {
           interleave_neurons<D<Format::q4_0>>,
           interleave_neurons<D<Format::q8_0>>,
           logsumexp<V>,
-          argmax<V>,
+          block_maxima<V>,
+          softmax_weights<V>,
           expand_sketch<V>};
 }
 
