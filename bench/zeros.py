@@ -33,7 +33,7 @@ def curve(path: Path, text: Path, calibration: Sequence[Path], zeros: Sequence[f
     model = resolve(store.config)
     ids = Tokenizer.load(path).encode(text.read_text(encoding="utf-8"))
     parts = [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(windows)]
-    core = load_core(store, model, None, kv_tokens=2 * WINDOW, max_step_tokens=WINDOW)
+    core = load_core(store, model, None, threads=0, kv_tokens=2 * WINDOW, max_step_tokens=WINDOW)
     exact, own = _run(core, parts)
     yield {"wanted": 0.0, "zeros": own} | compared(exact, exact)
     finder = ThresholdFinder(store, model, calibration, ThresholdOptions(zeros=0.5, even=True, tokens=4096))

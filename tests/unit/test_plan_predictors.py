@@ -124,10 +124,14 @@ def test_agreement_with_the_exact_model_is_kept_where_it_was_measured(packed: St
     for loss, agreement in (
         (0.0005, 0.9),
         (0.004, 0.7),
-        (0.5, 0.7),
-        (0.002, 0.75),
-    ):  # the last is half way in logarithms
+        (0.002, 0.75),  # half way in logarithms
+        (0.008, 0.4),  # twice the energy that was tried most: twice the errors
+        (0.5, 0.01),
+    ):
         assert found.agreement(loss) == pytest.approx(agreement, abs=1e-4)
+    # While it was measured 0.05 of the wanted neurons were missing, for which 30 times the energy is given up.
+    four_times = (4 * (1 + 29 * 0.05) - 1) / 29
+    assert found.agreement(0.001, four_times) == pytest.approx(0.7, abs=1e-4)
     for wrong in ((0.8,), (0.8, 0.9, 1.5)):
         write(packed, dense, agreements=wrong)
         with pytest.raises(FormatError, match="agreements"):

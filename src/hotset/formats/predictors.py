@@ -30,6 +30,7 @@ PREDICTORS_FILE = "predictors.safetensors"
 # Share of energy given up where neurons are missing, to that where they are in memory: at equal divergence and 3.0 GB a
 # 7B decodes 1.2 times as fast as with 10 (docs/decisions/log.md).
 FETCH = 30.0
+MISSING = 0.05  # share of the wanted neurons while thresholds were tried, half of all being in memory
 LEAST_ENERGY, MOST_ENERGY = 1e-6, 0.5
 _MEASURED = ("energies", "changes")
 _AGREEMENTS = "agreements"
@@ -116,14 +117,21 @@ class Predictors:
             energy = np.exp(np.interp(np.log(loss), np.log(changes[order]), np.log(energies[order])))
         return float(min(max(energy, LEAST_ENERGY), MOST_ENERGY))
 
-    def agreement(self, loss: float | None = None) -> float | None:
-        """Share of tokens whose likeliest successor is the exact one; None if that was not measured."""
+    def agreement(self, loss: float | None = None, missing: float = MISSING) -> float | None:
+        """Share of tokens whose likeliest successor is the exact one; None if that was not measured.
+
+        missing: share of the wanted neurons that are not in memory, for which more energy is given up. Beyond the most
+        energy that was tried the guess is a cautious one: errors grow as the energy does.
+        """
         if not self.agreements:
             return None
         energies = np.array([energy for energy, _ in self.measured])
         order = energies.argsort()
         shares = np.array(self.agreements)[order]
-        return float(np.interp(np.log(self.energy_at(loss)), np.log(energies[order]), shares))
+        energy = self.energy_at(loss) * (1 + (self.fetch - 1) * missing) / (1 + (self.fetch - 1) * MISSING)
+        beyond = max(energy / energies.max(), 1.0)
+        known = float(np.interp(np.log(energy), np.log(energies[order]), shares))
+        return max(1 - (1 - known) * float(beyond), 0.01)
 
     def limits(self, loss: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least scores of neurons in memory and of missing ones, by layer."""

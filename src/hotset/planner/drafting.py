@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hotset.planner.model_cost import Bound, Demand, Forecast
@@ -105,12 +106,12 @@ def or_drafted(
     host: Host,
     *,
     chosen: bool,
-    acceptance: float = ASSUMED_ACCEPTANCE,
+    acceptance: Callable[[float], float] = lambda _: ASSUMED_ACCEPTANCE,
 ) -> Placement:
     """The faster of an exact placement and the best one whose low-rank predictor drafts.
 
     chosen: the user chose the placement. If its predictor is a low-rank one, that drafts. acceptance: share of drafted
-    tokens that hold.
+    tokens that hold, by the share of their neurons that were in memory.
     """
     if placement.predictor == "low-rank":
         return _as_draft(judged(placement, sizes, profiled, host), sizes, profiled, host, acceptance)
@@ -126,11 +127,16 @@ def or_drafted(
 
 
 def _as_draft(
-    placement: Placement, sizes: NeuronSizes, profiled: Profiled | None, host: Host, acceptance: float
+    placement: Placement,
+    sizes: NeuronSizes,
+    profiled: Profiled | None,
+    host: Host,
+    acceptance: Callable[[float], float],
 ) -> Placement:
     """The same placement where what it predicts is verified."""
     if placement.forecast is None or host.rates is None:
         return placement
     every = every_neuron(sizes, sum(placement.hot), profiled)
     verify = verification(sizes, sum(placement.hot), every, host.resident_bytes, host.rates, host.threads)
-    return replace(placement, forecast=with_drafts(placement.forecast, verify, acceptance))
+    holds = acceptance(placement.forecast.hit_rate)
+    return replace(placement, forecast=with_drafts(placement.forecast, verify, holds))

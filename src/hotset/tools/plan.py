@@ -248,7 +248,10 @@ class _Planning:
         found: list[tuple[float, Placement, float | None]] = []
         for loss in [self.wishes.loss] if self.wishes.loss is not None else _draft_losses(trained):
             known = within(self.profiled, trained, loss) if self.profiled and loss is not None else self.profiled
-            holds = trained.agreement(loss) or ASSUMED_ACCEPTANCE
+
+            def holds(hits: float, loss: float | None = loss) -> float:
+                return trained.agreement(loss, 1 - hits) or ASSUMED_ACCEPTANCE
+
             drafted = or_drafted(placement, self.sizes, room, known, host, chosen=chosen, acceptance=holds)
             speed = drafted.forecast.tokens_per_s if drafted.forecast else 0.0
             found.append((speed, drafted, loss if drafted.predictor == "low-rank" else None))
