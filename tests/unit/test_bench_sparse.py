@@ -163,5 +163,5 @@ def test_a_failed_run_says_why_and_gives_no_rate() -> None:
 
 def test_a_command_is_shown_without_where_things_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["sparse.py", "--store", str(tmp_path / "build/a store"), "--text", "/srv/texts/x.txt", "--loss", "1%"]
-    assert shown(words) == "sparse.py --store 'build/a store' --text x.txt --loss 1%"
+    words = ["sparse.py", "--store", str(tmp_path / "build/a store"), "/srv/texts/x.txt", "a=/srv/m", "--loss=1%"]
+    assert shown(words) == "sparse.py --store 'build/a store' x.txt a=m --loss=1%"

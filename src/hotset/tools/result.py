@@ -57,15 +57,16 @@ def record(what: str, series: list[Series], **more: Any) -> dict[str, Any]:
 def shown(command: Sequence[str]) -> str:
     """A command as a shell takes it, without where things lie on this machine.
 
-    Absolute paths become relative to the working folder, or mere names if they lead elsewhere.
+    Absolute paths, also behind `name=`, become relative to the working folder, or mere names if they lead elsewhere.
     """
     here = Path.cwd()
 
     def short(word: str) -> str:
-        path = Path(word)
+        name, equals, value = word.partition("=")
+        path = Path(value if equals else word)
         if not path.is_absolute():
             return word
-        return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+        return name * bool(equals) + equals + str(path.relative_to(here) if path.is_relative_to(here) else path.name)
 
     return shlex.join(map(short, command))
 
