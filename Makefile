@@ -104,7 +104,7 @@ bench-dense: $(VENV)/dev  ## hotset and llama.cpp on the same weights, in turn
 	$(BIN)/python -m bench.dense
 
 bench-sparse: $(VENV)/dev  ## a packed 7B and llama.cpp under memory limits; as root, STORE=folder WINDOW=folder
-	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) $(if $(WINDOW),--window-store $(WINDOW)) --no-limit
+	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) $(if $(WINDOW),--window-store $(WINDOW)) --no-limit --losses 4%,2%,1%
 
 bench-start: $(VENV)/dev  ## start to first token of `hotset run`, and its memory
 	$(BIN)/python -m bench.start

@@ -95,6 +95,24 @@ def test_losses_against_their_definitions(text: Path) -> None:
     assert found.total.item() == pytest.approx(0.75 * entropy + 0.25 * distance + 0.7 * found.size.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_both_losses_is_that_of_their_definitions(dtype: torch.dtype) -> None:
+    from hotset.train.distance import mixed_loss
+
+    torch.manual_seed(0)
+    # A vocabulary of which 83 rows are a piece: two whole pieces and a part.
+    logits, right = (3 * torch.randn(170, 50_000) for _ in range(2))
+    ours = logits.to(dtype).requires_grad_()
+    wanted = torch.randint(50_000, (170,))
+    (2 * mixed_loss(ours, wanted, right, 0.8)[0]).backward()
+    exact = ours.detach().float().requires_grad_()
+    pairs = exact.log_softmax(-1), right.log_softmax(-1)
+    distance = torch.nn.functional.kl_div(*pairs, log_target=True, reduction="batchmean")
+    (2 * (0.2 * torch.nn.functional.cross_entropy(exact, wanted) + 0.8 * distance)).backward()
+    assert ours.grad is not None and exact.grad is not None
+    torch.testing.assert_close(ours.grad.float(), exact.grad, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=1e-9)
+
+
 # --- a run and what it leaves ------------------------------------------------------------------------------
 def test_a_run_learns_and_says_what_it_reached(trained: Path) -> None:
     found = losses(trained)
