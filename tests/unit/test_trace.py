@@ -57,12 +57,14 @@ def test_spans_nest_and_cover_the_step(timeline: list[Event]) -> None:
     check_nesting(spans)
     steps = [s for s in spans if s["name"] == "step"]
     assert len(steps) == 20
-    inner = ("embed", "attention", "ffn", "head")
+    inner, covered = ("embed", "attention", "ffn", "head"), []
     for step in steps:
         end = step["ts"] + step["dur"]
         parts = [s for s in spans if s["name"] in inner and step["ts"] <= s["ts"] < end]
         assert [p["args"]["layer"] for p in parts if p["name"] == "ffn"] == list(range(5))
-        assert sum(p["dur"] for p in parts) == pytest.approx(step["dur"], rel=0.2, abs=50)
+        covered.append(sum(p["dur"] for p in parts) / step["dur"])
+    assert max(covered) < 1.0001
+    assert np.median(covered) > 0.8  # not of each: a thread may lose its core between two parts
     assert sum(s["name"] == "sample" for s in spans) == 20
 
 
