@@ -195,7 +195,8 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         trained = read_predictors(store.path, store.neurons)
         if trained is None:
             raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
-        (keep, fetch), relu, ahead = map(list, trained.limits(plan.loss)), trained.relu, trained.ahead
+        energy = trained.energy_at(plan.loss) if plan.energy is None else plan.energy
+        (keep, fetch), relu, ahead = map(list, trained.limits(energy)), trained.relu, trained.ahead
         pairs = zip(trained.down, trained.up, strict=True)
         low_rank = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
     elif plan.predictor == "sketch":

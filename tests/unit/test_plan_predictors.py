@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from hotset import LLM, _core
 from hotset.errors import FormatError, UsageError
-from hotset.formats.predictors import PREDICTORS_FILE, Predictors, Thresholds, read_predictors, write_predictors
+from hotset.formats.predictors import PREDICTORS_FILE, Predictors, read_predictors, write_predictors
 from hotset.formats.store import Store, open_store
+from hotset.formats.thresholds import Thresholds
 from hotset.models import resolve
 from hotset.planner.plan_file import write_plan
 from hotset.tools.convert import convert
@@ -90,13 +91,17 @@ def test_what_was_written_is_read(packed: Store, dense: Store) -> None:
     assert not found.relu and not found.ahead
     assert (found.active, found.energy, found.perplexity_change) == (0.2, 0.01, 0.001)
     # 0.3, thirty times the energy, is given up where neurons are missing.
-    assert found.limits() == ((0.5,) * 5, (1.0,) * 5)
-    assert found.limits(0.02) == ((1.0,) * 5, (1.0,) * 5)
+    assert found.limits(found.energy) == ((0.5,) * 5, (1.0,) * 5)
+    assert found.limits(0.2) == ((1.0,) * 5, (1.0,) * 5)
     for loss, energy in [(0.001, 0.01), (0.002, 0.02), (0.00025, 0.0025 / 4), (0.008, 0.08), (1e-9, 1e-6), (0.9, 0.5)]:
         assert found.energy_at(loss) == pytest.approx(energy, rel=1e-4)
+        assert found.energy_at(3 * loss, 3) == pytest.approx(energy, rel=1e-4)
+        if 1e-6 < loss < 0.1:
+            assert found.loss_at(energy, 3) == pytest.approx(3 * loss, rel=1e-4)
     assert found.energy_at(0.0005 * 2**0.5) == pytest.approx(0.005, rel=1e-4)  # half way in logarithms
-    assert found.candidates() == pytest.approx(0.34 / 0.2)
-    assert found.wanted() == pytest.approx(0.17 / 0.2)
+    assert found.energy_at(None) == 0.01 and found.energy_at(None, 2) == pytest.approx(0.0025, rel=1e-4)
+    assert found.candidates(found.energy) == pytest.approx(0.34 / 0.2)
+    assert found.wanted(found.energy) == pytest.approx(0.17 / 0.2)
     tables = found.tables
     assert tables.at(0.01) == tables.at(0.05) == tables.at(0.001) == (0.5,) * 5
     assert tables.share(0.02) == pytest.approx(0.34) and tables.found(0.2) == pytest.approx(0.8)
@@ -110,28 +115,26 @@ def test_missing_neurons_may_count_as_others_do(packed: Store, dense: Store) -> 
     write(packed, dense, FACTS | {"fetch": 1.0}, limit=0.5)
     found = read(packed)
     assert found is not None and found.fetch == 1
-    assert found.limits() == ((0.5,) * 5, (0.5,) * 5)
-    assert found.wanted() == found.candidates()
+    assert found.limits(found.energy) == ((0.5,) * 5, (0.5,) * 5)
+    assert found.wanted(found.energy) == found.candidates(found.energy)
 
 
 def test_agreement_with_the_exact_model_is_kept_where_it_was_measured(packed: Store, dense: Store) -> None:
     write(packed, dense)
     found = read(packed)
-    assert found is not None and found.agreements == () and found.agreement() is None
+    assert found is not None and found.agreements == () and found.agreement(0.001) is None
     write(packed, dense, agreements=(0.8, 0.9, 0.7))
     found = read(packed)
-    assert found is not None and found.agreement() == pytest.approx(0.8)
+    assert found is not None
     for loss, agreement in (
+        (0.001, 0.8),
         (0.0005, 0.9),
         (0.004, 0.7),
         (0.002, 0.75),  # half way in logarithms
-        (0.008, 0.4),  # twice the energy that was tried most: twice the errors
-        (0.5, 0.01),
+        (0.016, 0.4),  # four times what was tried most: twice the errors
+        (50, 0.01),
     ):
         assert found.agreement(loss) == pytest.approx(agreement, abs=1e-4)
-    # While it was measured 0.05 of the wanted neurons were missing, for which 30 times the energy is given up.
-    four_times = (4 * (1 + 29 * 0.05) - 1) / 29
-    assert found.agreement(0.001, four_times) == pytest.approx(0.7, abs=1e-4)
     for wrong in ((0.8,), (0.8, 0.9, 1.5)):
         write(packed, dense, agreements=wrong)
         with pytest.raises(FormatError, match="agreements"):

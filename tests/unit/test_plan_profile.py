@@ -26,7 +26,7 @@ def model(story: Store) -> Model:
 
 
 def test_neurons_are_in_the_order_of_the_store(story: Store, model: Model) -> None:
-    found, profile, info = profiled(story, model, None, None, None), load_profile(story), story.neurons
+    found, profile, info = profiled(story, model, None, None), load_profile(story), story.neurons
     assert found is not None and info is not None
     for layer in range(info.layers):
         own = profile.counts[0][layer] / profile.steps[0][0]
@@ -35,7 +35,7 @@ def test_neurons_are_in_the_order_of_the_store(story: Store, model: Model) -> No
 
 
 def test_gates_of_a_drelu_model_are_more_than_its_active_neurons(story: Store, model: Model) -> None:
-    found = profiled(story, model, None, None, None)
+    found = profiled(story, model, None, None)
     assert found is not None and found.both and set(found.finds) == {"gate"}
     gates = found.finds["gate"].computed
     assert gates == pytest.approx(float(np.sqrt(found.shares[0]).mean()))
@@ -50,4 +50,4 @@ def test_a_store_without_profile_has_none(story: Store, model: Model, tmp_path: 
     for file in story.path.iterdir():
         if file.name != "profile.safetensors":
             (tmp_path / file.name).symlink_to(file)
-    assert profiled(open_store(tmp_path), model, None, None, None) is None
+    assert profiled(open_store(tmp_path), model, None, None) is None

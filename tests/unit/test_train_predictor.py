@@ -15,9 +15,10 @@ from bench.window_store import window_store
 from hotset import LLM
 from hotset.cli.main import main
 from hotset.errors import InputError, UsageError
-from hotset.formats.predictors import Thresholds, limits, read_predictors
+from hotset.formats.predictors import read_predictors
 from hotset.formats.progress import silent
 from hotset.formats.store import open_store
+from hotset.formats.thresholds import Thresholds, limits
 from hotset.models import resolve
 from hotset.planner.lowrank import moments
 from hotset.planner.plan_file import write_plan
@@ -205,11 +206,12 @@ def test_trained_predictors_keep_the_loss(store: Path, report: TrainReport) -> N
     assert opened.neurons is not None
     trained = read_predictors(store, opened.neurons)
     assert trained is not None
-    assert trained.candidates() == pytest.approx(report.candidates)
+    assert trained.candidates(trained.energy) == pytest.approx(report.candidates)
     assert trained.perplexity_change == pytest.approx(math.expm1(report.quality.kl))
     assert trained.energy == report.quality.energy
-    assert trained.agreement() == pytest.approx(report.quality.agreement) and 0.5 < report.quality.agreement < 1
-    assert all(math.isfinite(k) and k <= f for k, f in zip(*trained.limits(), strict=True))
+    agreement = report.quality.agreement
+    assert trained.agreement(trained.perplexity_change) == pytest.approx(agreement) and 0.5 < agreement < 1
+    assert all(math.isfinite(k) and k <= f for k, f in zip(*trained.limits(trained.energy), strict=True))
     assert [d.rows for d in trained.down] == [layer.rank for layer in report.layers]
     assert not list(store.glob(".train-predictor-*"))
 
@@ -250,7 +252,7 @@ def test_maps_of_the_own_input_with_one_threshold(store: Path, report: TrainRepo
     own, ahead = read_predictors(dest, neurons), read_predictors(store, neurons)
     assert own is not None and ahead is not None
     assert (own.ahead, own.fetch, ahead.ahead, ahead.fetch) == (False, 1, True, 30)
-    keep, fetch = own.limits()
+    keep, fetch = own.limits(own.energy)
     assert keep == fetch
     # The own input tells more than that of the layer before: fewer neurons for each active one that is found.
     assert found.recall / found.candidates > 0.95 * report.recall / report.candidates

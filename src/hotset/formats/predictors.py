@@ -24,13 +24,10 @@ from hotset.formats.neurons import NeuronInfo
 from hotset.formats.safetensors import read_header
 from hotset.formats.store import ALIGNMENT, StoreEntry, read_weights
 from hotset.formats.store_file import StoreTensor, WeightFile
+from hotset.formats.thresholds import FETCH, Thresholds, fetch_energy, limits
 from hotset.quant import FORMATS
 
 PREDICTORS_FILE = "predictors.safetensors"
-# Share of energy given up where neurons are missing, to that where they are in memory: at equal divergence and 3.0 GB a
-# 7B decodes 1.2 times as fast as with 10 (docs/decisions/log.md).
-FETCH = 30.0
-MISSING = 0.05  # share of the wanted neurons while thresholds were tried, half of all being in memory
 LEAST_ENERGY, MOST_ENERGY = 1e-6, 0.5
 _MEASURED = ("energies", "changes")
 _AGREEMENTS = "agreements"
@@ -45,42 +42,6 @@ _FACTS = {
     "fetch": float,
 }
 _LATER = {"fetch": FETCH}  # facts that older files lack, and what held for them
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Thresholds:
-    """Of each layer: the least scores that give up some shares of the energy of its output, on held-out tokens."""
-
-    losses: NDArray[np.float32]  # [n], ascending
-    scores: NDArray[np.float32]  # [layers, n], descending
-    predicted: NDArray[np.float32]  # [layers, n]: share of the neurons with such scores
-    recall: NDArray[np.float32]  # [layers, n]: share of the active neurons among them
-
-    def at(self, loss: float) -> tuple[float, ...]:
-        """[layers]: least scores at which not more than about `loss` of the energy is given up."""
-        return tuple(self.scores[:, self._index(loss)].tolist())
-
-    def share(self, loss: float) -> float:
-        """Of the neurons of all layers, that are predicted then."""
-        return float(self.predicted[:, self._index(loss)].mean())
-
-    def found(self, loss: float) -> float:
-        """Share of the active neurons of a layer, the mean of all layers, that are predicted then."""
-        return float(self.recall[:, self._index(loss)].mean())
-
-    def _index(self, loss: float) -> int:
-        return max(int(np.searchsorted(self.losses, np.float32(loss), side="right")) - 1, 0)
-
-
-def fetch_energy(energy: float, ratio: float = FETCH) -> float:
-    """Share given up where neurons are missing, for that where they are in memory."""
-    return min(ratio * energy, 0.9)
-
-
-def limits(tables: Thresholds, energy: float, ratio: float = FETCH) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Least scores of neurons in memory and of missing ones, by layer, that give up about this share of energy."""
-    keep, fetch = tables.at(energy), tables.at(fetch_energy(energy, ratio))
-    return keep, tuple(max(k, f) for k, f in zip(keep, fetch, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,55 +60,71 @@ class Predictors:
     fetch: float = FETCH  # share of energy given up where neurons are missing, to that where they are in memory
     agreements: tuple[float, ...] = ()  # of each of these, share of likeliest tokens that were the exact ones; or none
 
-    def energy_at(self, loss: float | None) -> float:
-        """The share of energy to give up for an allowed loss of perplexity; None: as calibrated.
+    def energy_at(self, loss: float | None, worse: float = 1.0) -> float:
+        """The share of energy to give up where neurons are in memory, for an allowed loss of perplexity.
 
+        loss: None: as calibrated. worse: times as much as where it was measured is lost, see hotset.planner.loss.
         Between what was measured the logarithms are interpolated; beyond it the guess is a cautious one.
         """
-        if loss is None:
+        if loss is None and worse == 1:
             return self.energy
+        wanted = (self.perplexity_change if loss is None else loss) / worse
         energies, changes = np.array(self.measured).T
         least, most = changes.argmin(), changes.argmax()
-        if loss <= changes[least]:
-            energy = energies[least] * (loss / changes[least]) ** 2
-        elif loss >= changes[most]:
-            energy = energies[most] * loss / changes[most]
+        if wanted <= changes[least]:
+            energy = energies[least] * (wanted / changes[least]) ** 2
+        elif wanted >= changes[most]:
+            energy = energies[most] * wanted / changes[most]
         else:
-            order = changes.argsort()
-            energy = np.exp(np.interp(np.log(loss), np.log(changes[order]), np.log(energies[order])))
+            energy = _between(wanted, changes, energies)
         return float(min(max(energy, LEAST_ENERGY), MOST_ENERGY))
 
-    def agreement(self, loss: float | None = None, missing: float = MISSING) -> float | None:
+    def loss_at(self, energy: float, worse: float = 1.0) -> float:
+        """The loss of perplexity where so much energy is given up: energy_at() the other way round."""
+        energies, changes = np.array(self.measured).T
+        least, most = energies.argmin(), energies.argmax()
+        if energy <= energies[least]:
+            loss = changes[least] * (energy / energies[least]) ** 0.5
+        elif energy >= energies[most]:
+            loss = changes[most] * energy / energies[most]
+        else:
+            loss = _between(energy, energies, changes)
+        return worse * float(loss)
+
+    def agreement(self, loss: float) -> float | None:
         """Share of tokens whose likeliest successor is the exact one; None if that was not measured.
 
-        missing: share of the wanted neurons that are not in memory, for which more energy is given up. Beyond the most
-        energy that was tried the guess is a cautious one: errors grow as the energy does.
+        Beyond the most that was tried errors are taken to grow as the root of the loss does.
         """
         if not self.agreements:
             return None
-        energies = np.array([energy for energy, _ in self.measured])
-        order = energies.argsort()
-        shares = np.array(self.agreements)[order]
-        energy = self.energy_at(loss) * (1 + (self.fetch - 1) * missing) / (1 + (self.fetch - 1) * MISSING)
-        beyond = max(energy / energies.max(), 1.0)
-        known = float(np.interp(np.log(energy), np.log(energies[order]), shares))
-        return max(1 - (1 - known) * float(beyond), 0.01)
+        losses, shares = np.array([loss for _, loss in self.measured]), np.array(self.agreements)
+        order = losses.argsort()
+        known = float(np.interp(np.log(loss), np.log(losses[order]), shares[order]))
+        beyond = float(max(loss / losses.max(), 1.0) ** 0.5)
+        return max(1 - (1 - known) * beyond, 0.01)
 
-    def limits(self, loss: float | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def limits(self, energy: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least scores of neurons in memory and of missing ones, by layer."""
-        return limits(self.tables, self.energy_at(loss), self.fetch)
+        return limits(self.tables, energy, self.fetch)
 
-    def candidates(self, loss: float | None = None) -> float:
+    def candidates(self, energy: float) -> float:
         """Neurons computed for each active one, where all are in memory."""
-        return self.tables.share(self.energy_at(loss)) / max(self.active, 1e-9)
+        return self.tables.share(energy) / max(self.active, 1e-9)
 
-    def wanted(self, loss: float | None = None) -> float:
+    def wanted(self, energy: float) -> float:
         """Neurons that would be read for each active one, if none were in memory."""
-        return self.tables.share(fetch_energy(self.energy_at(loss), self.fetch)) / max(self.active, 1e-9)
+        return self.tables.share(fetch_energy(energy, self.fetch)) / max(self.active, 1e-9)
 
     @property
     def bytes(self) -> int:
         return sum(entry.bytes for entry in (*self.down, *self.up))
+
+
+def _between(x: float, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> float:
+    """Interpolated in logarithms."""
+    order = xs.argsort()
+    return float(np.exp(np.interp(np.log(x), np.log(xs[order]), np.log(ys[order]))))
 
 
 def order_crc32c(neurons: NeuronInfo) -> int:

@@ -111,7 +111,7 @@ def or_drafted(
     """The faster of an exact placement and the best one whose low-rank predictor drafts.
 
     chosen: the user chose the placement. If its predictor is a low-rank one, that drafts. acceptance: share of drafted
-    tokens that hold, by the share of their neurons that were in memory.
+    tokens that hold, by the share of their neurons that are not in memory.
     """
     if placement.predictor == "low-rank":
         return _as_draft(judged(placement, sizes, profiled, host), sizes, profiled, host, acceptance)
@@ -134,9 +134,9 @@ def _as_draft(
     acceptance: Callable[[float], float],
 ) -> Placement:
     """The same placement where what it predicts is verified."""
-    if placement.forecast is None or host.rates is None:
+    if placement.demand is None or placement.forecast is None or host.rates is None:
         return placement
     every = every_neuron(sizes, sum(placement.hot), profiled)
     verify = verification(sizes, sum(placement.hot), every, host.resident_bytes, host.rates, host.threads)
-    holds = acceptance(placement.forecast.hit_rate)
-    return replace(placement, forecast=with_drafts(placement.forecast, verify, holds))
+    drafted = with_drafts(placement.forecast, verify, acceptance(placement.demand.absent))
+    return replace(placement, forecast=drafted)

@@ -31,6 +31,7 @@ class Demand:
     missed: float  # candidates that have to be read
     requests: float  # that the drive gets for these: near ones are one
     read_bytes: float  # that these ask for, with what lies between
+    absent: float = 0.0  # share of those worth computing that are not in memory, whether they are read or left out
 
     @property
     def hit_rate(self) -> float:

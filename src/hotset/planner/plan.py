@@ -43,13 +43,15 @@ class Profiled:
         predictor = placement.predictor
         if sum(placement.hot) == sizes.neurons:
             finds = self.finds.get(predictor)
-            cold, candidates = Cold(), finds.computed * sizes.neurons if finds else self.active
+            cold, chosen = Cold(), finds.computed * sizes.neurons if finds else self.active
         else:
             use = use or self.use(predictor)
             cold = use.cold(use.border(sum(placement.hot)), placement.cold_slots, reach(sizes))
-            candidates = float(use.computed @ use.sizes) - cold.skipped
+            chosen = float(use.computed @ use.sizes)
+        candidates, absent = chosen - cold.skipped, (cold.missed + cold.skipped) / max(chosen, 1.0)
         tried = candidates if predictor == "gate" else self.tried(candidates)
-        return Demand(candidates, tried, min(self.active, tried), cold.missed, cold.requests, cold.read * sizes.stride)
+        active, read = min(self.active, tried), cold.read * sizes.stride
+        return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent)
 
     def tried(self, candidates: float) -> float:
         """Of candidates, those whose gate is not zero: if up may be zero, too, as often as that, independently."""
@@ -166,7 +168,7 @@ def every_neuron(sizes: NeuronSizes, stay: int, profiled: Profiled | None) -> De
     """Of a token for which all neurons are computed, `stay` of them from memory."""
     count, missed = float(sizes.neurons), float(sizes.neurons - stay)
     tried, active = (profiled.tried(count), profiled.active) if profiled else (count, count)
-    return Demand(count, tried, active, missed, missed / reach(sizes).together, missed * sizes.stride)
+    return Demand(count, tried, active, missed, missed / reach(sizes).together, missed * sizes.stride, missed / count)
 
 
 def _splits(use: NeuronUse, sizes: NeuronSizes, predictor: Predictor, left: int) -> Iterator[tuple[int, int]]:

@@ -48,6 +48,7 @@ class Plan:
     prefill_chunk: int  # tokens of a prompt computed at once; layers are read once for each chunk
     memory: Mapping[str, int]
     loss: float | None = None  # of perplexity that the predictor may cost, relative; None: as it was calibrated
+    energy: float | None = None  # share given up where neurons are in memory, for a low-rank predictor
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()

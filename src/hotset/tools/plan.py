@@ -6,14 +6,11 @@ profile, rates from the host's probe, memory from the system.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hotset import _core
 from hotset.config import ModelConfig
 from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
 from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
@@ -23,20 +20,19 @@ from hotset.formats.store import Store
 from hotset.loader import Predict
 from hotset.models import Model
 from hotset.planner import plan as planner
-from hotset.planner.drafting import ASSUMED_ACCEPTANCE, or_drafted
+from hotset.planner.drafting import or_drafted
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import PIECE_NEURONS, POLICIES, Predictor
-from hotset.tools.plan_host import file_state, host_rates, made_for, plan_path, storage_remarks
-from hotset.tools.plan_profile import profiled, within
+from hotset.planner.sizes import PIECE_NEURONS, Predictor
+from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
+from hotset.tools.plan_loss import Giving, Losses, Place
+from hotset.tools.plan_profile import profiled
+from hotset.tools.plan_settings import checked
 from hotset.tools.plan_sizes import neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
-_DRAFT_LOSSES = 6  # tried
 _TIGHT_CONTEXT = 2048
-SETTINGS = ("predictor", "hot", "cold_slots", "policy", "backend", "depth", "threads", "context", "prefill_chunk")
-_TEXTS = ("predictor", "policy", "backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = 
 
 def make_plan(store: Store, model: Model, wishes: Wishes, settings: Mapping[str, Any] | None = None) -> Plan:
     """A new plan. settings: parts of it that the user chooses, see SETTINGS; `hot`: of every layer."""
-    given = _checked(settings or {})
+    given = checked(settings or {})
     wishes = replace(wishes, **{k: given.pop(k) for k in ("context", "threads") if k in given})
     return _Planning(store, model, wishes, given).plan()
 
@@ -104,7 +100,7 @@ class _Planning:
         self.config: ModelConfig = replace(model.config, ffn=min(PIECE_NEURONS, model.config.ffn))
         self.host = Host.measure()
         self.rates: Rates | None = host_rates(store)
-        self.threads = wishes.threads or (self.rates.threads if self.rates else len(_allowed_cpus()))
+        self.threads = wishes.threads or (self.rates.threads if self.rates else allowed_threads())
         self.notes: list[str] = list(storage_remarks(store, self.rates))
         self.trained = self._trained()
         sketched = wishes.predict == "auto" or given.get("predictor") == "sketch"
@@ -121,11 +117,8 @@ class _Planning:
         fixed = self.resident + self._overhead(allotment.max_step_tokens)
         room = self._room(fixed, allotment)
         host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
-        placement = planner.place(self.sizes, room, self._predictors(), self.profiled, host)
-        placement = self._overridden(placement, host, room)
-        loss = self.wishes.loss
-        if self.trained is not None and self.wishes.predict == "exact":
-            placement, loss = self._drafted(self.trained, placement, host, room)
+        placement, giving = self._placed(host, room)
+        energy = giving.energy if giving and placement.predictor == "low-rank" else None
         self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
@@ -140,7 +133,8 @@ class _Planning:
             kv_tokens=allotment.kv_tokens,
             prefill_chunk=allotment.max_step_tokens,
             memory=self._memory(placement, allotment),
-            loss=loss,
+            loss=self.wishes.loss,
+            energy=energy,
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
@@ -174,7 +168,7 @@ class _Planning:
 
     def _profiled(self) -> Profiled | None:
         try:
-            return profiled(self.store, self.model, self.trained, self.sketch, self.wishes.loss)
+            return profiled(self.store, self.model, self.trained, self.sketch)
         except InputError as error:  # too short: worse than none, as chance would order the neurons
             self.notes.append(f"{error}; the plan does without")
             return None
@@ -225,7 +219,22 @@ class _Planning:
             self.config, fixed, self.host, kv=self.wishes.kv, memory=self.wishes.memory, allotment=allotment
         )
 
-    def _overridden(self, placement: Placement, host: planner.Host, room: int) -> Placement:
+    def _placed(self, host: planner.Host, room: int) -> tuple[Placement, Giving | None]:
+        """The fastest placement that gives what was asked for, and what its low-rank predictor gives up."""
+
+        def place(known: Profiled | None, predictors: Sequence[Predictor] = ("low-rank",)) -> Placement:
+            return self._overridden(planner.place(self.sizes, room, predictors, known, host), known, host, room)
+
+        predictors = self._predictors()
+        if self.trained is None:
+            return place(self.profiled, predictors), None
+        losses = Losses(self.trained, self.profiled, self.sizes)
+        if self.wishes.predict == "exact":
+            return self._drafted(place(self.profiled, predictors), losses, place, host, room)
+        giving = losses.within(self.wishes.loss, place)
+        return place(giving.profiled, predictors), giving
+
+    def _overridden(self, placement: Placement, known: Profiled | None, host: planner.Host, room: int) -> Placement:
         """The placement with what the user chose. Raises MemoryBudgetError if that does not fit."""
         if not self.given.keys() & {"hot", "cold_slots"}:
             return placement
@@ -238,23 +247,17 @@ class _Planning:
                 f"{sum(hot)} hot neurons, {chosen.cold_slots} cold slots and predictor {chosen.predictor} take "
                 f"{wanted} bytes; {room} are left for them: choose fewer, or raise the budget"
             )
-        return planner.judged(chosen, self.sizes, self.profiled, host)
+        return planner.judged(chosen, self.sizes, known, host)
 
     def _drafted(
-        self, trained: Predictors, placement: Placement, host: planner.Host, room: int
-    ) -> tuple[Placement, float | None]:
-        """The fastest exact placement, and what its drafts may lose: all that is lost is drafts that do not hold."""
-        chosen = bool(self.given.keys() & {"predictor", "hot", "cold_slots"})
-        found: list[tuple[float, Placement, float | None]] = []
-        for loss in [self.wishes.loss] if self.wishes.loss is not None else _draft_losses(trained):
-            known = within(self.profiled, trained, loss) if self.profiled and loss is not None else self.profiled
-
-            def holds(hits: float, loss: float | None = loss) -> float:
-                return trained.agreement(loss, 1 - hits) or ASSUMED_ACCEPTANCE
-
-            drafted = or_drafted(placement, self.sizes, room, known, host, chosen=chosen, acceptance=holds)
-            speed = drafted.forecast.tokens_per_s if drafted.forecast else 0.0
-            found.append((speed, drafted, loss if drafted.predictor == "low-rank" else None))
+        self, plain: Placement, losses: Losses, place: Place, host: planner.Host, room: int
+    ) -> tuple[Placement, Giving | None]:
+        """The fastest exact placement, with drafts or as it is. What drafts lose is those that do not hold."""
+        chosen, loss = bool(self.given.keys() & {"predictor", "hot", "cold_slots"}), self.wishes.loss
+        found = []
+        for giving in losses.for_drafts() if loss is None else [losses.within(loss, place)]:
+            drafted = or_drafted(plain, self.sizes, room, giving.profiled, host, chosen=chosen, acceptance=giving.holds)
+            found.append((drafted.forecast.tokens_per_s if drafted.forecast else 0.0, drafted, giving))
         return max(found, key=lambda each: each[0])[1:]
 
     def _memory(self, placement: Placement, allotment: Allotment) -> dict[str, int]:
@@ -270,14 +273,6 @@ class _Planning:
             "buffers": overhead,
             **placement.bytes(self.sizes),
         }
-
-
-def _draft_losses(trained: Predictors) -> list[float | None]:
-    """Among which the best for drafts is chosen: as calibrated, and what lies between the most and the least tried."""
-    if not trained.agreements:
-        return [None]  # how often drafts hold is not known for any
-    tried = [change for _, change in trained.measured]
-    return [None, *np.geomspace(min(tried), max(tried), _DRAFT_LOSSES).tolist()]
 
 
 def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:
@@ -301,29 +296,3 @@ def _check_agrees(plan: Plan, wishes: Wishes) -> None:
     for name, want in asked.items():
         if want is not None and want != getattr(plan, name):
             raise UsageError(f"{name} is {want}, the plan says {getattr(plan, name)}; leave one of them out")
-
-
-def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as `--set` gives them, texts and numbers. Raises UsageError."""
-    checked: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in SETTINGS:
-            raise UsageError(f"a plan has no setting {name[:40]!r}; there are {', '.join(SETTINGS)}")
-        if name in _TEXTS:
-            checked[name] = str(value)
-            continue
-        least = 0 if name in ("hot", "cold_slots") else 1
-        if not str(value).isdecimal() or int(value) < least:
-            raise UsageError(f"{name}={value!s:.40}: want a whole number of at least {least}")
-        checked[name] = int(value)
-    if checked.get("predictor", "all") not in ("all", "gate", "low-rank", "sketch"):
-        raise UsageError(f"predictor={checked['predictor']!a:.40}: want all, gate, low-rank or sketch")
-    if checked.get("policy", POLICY) not in POLICIES:
-        raise UsageError(f"policy={checked['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
-    return checked
-
-
-def _allowed_cpus() -> list[int]:
-    cpus = _core.cpu_info()["allowed_cpus"]
-    assert isinstance(cpus, list)
-    return cpus

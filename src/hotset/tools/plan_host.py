@@ -90,3 +90,10 @@ def _state(path: Path) -> list[int] | None:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def allowed_threads() -> int:
+    """One for each core that this process may use."""
+    cpus = _core.cpu_info()["allowed_cpus"]
+    assert isinstance(cpus, list)
+    return len(cpus)

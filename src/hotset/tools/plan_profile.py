@@ -24,10 +24,8 @@ _STEADY = 0.7
 _SPREAD = 1.25
 
 
-def profiled(
-    store: Store, model: Model, trained: Predictors | None, sketch: Sketch | None, loss: float | None
-) -> Profiled | None:
-    """None without a profile. trained, sketch: predictors that may be used, with an allowed loss of perplexity.
+def profiled(store: Store, model: Model, trained: Predictors | None, sketch: Sketch | None) -> Profiled | None:
+    """None without a profile. trained, sketch: predictors that may be used, as they were calibrated.
 
     Raises: InputError if it is too short.
     """
@@ -44,17 +42,17 @@ def profiled(
         gates = float(np.sqrt(shares[0]).mean())
         finds["gate"] = Finds(gates, gates, _SPREAD)
     if trained:
-        finds["low-rank"] = _found(trained, loss, active)
+        finds["low-rank"] = _found(trained, trained.energy, active)
     if sketch:
         finds["sketch"] = Finds(sketch.facts.candidates, sketch.facts.candidates, _STEADY)
     return Profiled(shares, finds, both)
 
 
-def within(known: Profiled, trained: Predictors, loss: float) -> Profiled:
-    """The same with low-rank predictors that may lose so much."""
-    return replace(known, finds={**known.finds, "low-rank": _found(trained, loss, float(known.shares[0].mean()))})
+def giving_up(known: Profiled, trained: Predictors, energy: float) -> Profiled:
+    """The same with low-rank predictors that give up so much energy where neurons are in memory."""
+    return replace(known, finds={**known.finds, "low-rank": _found(trained, energy, float(known.shares[0].mean()))})
 
 
-def _found(trained: Predictors, loss: float | None, active: float) -> Finds:
-    computed, wanted = trained.candidates(loss) * active, trained.wanted(loss) * active
+def _found(trained: Predictors, energy: float, active: float) -> Finds:
+    computed, wanted = trained.candidates(energy) * active, trained.wanted(energy) * active
     return Finds(min(computed, 1.0), min(wanted, 1.0), _STEADY)

@@ -17,11 +17,11 @@ import numpy as np
 from hotset import _core
 from hotset.errors import UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.predictors import Thresholds, limits
 from hotset.formats.progress import Progress, silent
 from hotset.formats.sketch import BITS, SHARES, Part, Sketch, SketchFacts, read_sketch, write_sketch
 from hotset.formats.sparsity import read_sparsity
 from hotset.formats.store import open_store
+from hotset.formats.thresholds import Thresholds, limits
 from hotset.models import resolve
 from hotset.tokenizer import Tokenizer
 from hotset.tools.profile_text import windows

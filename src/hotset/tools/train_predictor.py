@@ -17,9 +17,10 @@ import numpy as np
 
 from hotset.errors import InputError, UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.predictors import FETCH, MOST_ENERGY, Predictors, Thresholds, read_predictors, write_predictors
+from hotset.formats.predictors import MOST_ENERGY, Predictors, read_predictors, write_predictors
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import Store, open_store
+from hotset.formats.thresholds import FETCH, Thresholds
 from hotset.models import resolve
 from hotset.planner.lowrank import moments
 from hotset.tokenizer import Tokenizer

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.engine.budget import Host
-from hotset.formats.predictors import LEAST_ENERGY, MOST_ENERGY, Predictors, limits
+from hotset.formats.predictors import LEAST_ENERGY, MOST_ENERGY, Predictors
 from hotset.formats.store import Store
+from hotset.formats.thresholds import limits
 from hotset.loader import load_core, tensor_ref
 from hotset.models import Model
+from hotset.planner.loss import HOT, MEMORY
 from hotset.tools.profile_text import Window
 from hotset.tools.train_predictor_inputs import Floats, run
 
@@ -28,8 +30,6 @@ _FEW = 8  # most tokens of a step that looks up single neurons, SparseFfn::kMost
 _START = 0.001  # share of lost energy
 _RUNS = 6
 _CLOSE = 0.7  # of the allowed loss: near enough to stop
-_MEMORY = 0.5  # share of the neurons that there is room for while measuring
-_HOT = 0.9  # share of these that stay
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Bench:
         self.info = store.neurons
         count = self.info.layers * self.info.ffn
         self.room = max(Host.measure().free // 2 // self.info.stride, self.info.ffn)  # neurons
-        kept = int(min(_MEMORY * count, self.room))
+        kept = int(min(MEMORY * count, self.room))
         # As a plan does: most of them stay. An empty cache would have more skipped than one that has been used a while.
-        self.hot = [int(_HOT * kept / self.info.layers)] * self.info.layers
+        self.hot = [int(HOT * kept / self.info.layers)] * self.info.layers
         self.slots = kept - sum(self.hot)
 
     def exact(self, kv_tokens: int = 2 * STEP) -> _core.Engine:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hotset.formats.predictors import fetch_energy
+from hotset.formats.thresholds import fetch_energy
 from hotset.tools.train_predictor_calibrate import Quality
 from hotset.tools.train_predictor_fit import LayerFit
 

@@ -1,0 +1,71 @@
+"""How much energy predictors give up under a budget: what keeps to the loss that is allowed, or drafts best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotset.formats.predictors import Predictors
+from hotset.planner.drafting import ASSUMED_ACCEPTANCE
+from hotset.planner.loss import calibrated, growth
+from hotset.planner.plan import Placement, Profiled
+from hotset.planner.sizes import NeuronSizes
+from hotset.tools.plan_profile import giving_up
+
+_ROUNDS = 3  # of placing neurons and asking how many are missing then
+_DRAFTS = 6  # shares of energy tried
+
+Place = Callable[[Profiled | None], Placement]
+
+
+@dataclass(frozen=True, slots=True)
+class Giving:
+    """What low-rank predictors give up, and what is known of the neurons they choose then."""
+
+    trained: Predictors
+    energy: float  # share of an FFN's output, where neurons are in memory
+    profiled: Profiled | None
+    usual: float  # growth of the loss where they were calibrated
+
+    def holds(self, absent: float) -> float:
+        """Share of drafts that are the exact tokens, where so many of the chosen neurons are not in memory."""
+        loss = self.trained.loss_at(self.energy, growth(absent, self.trained.fetch) / self.usual)
+        return self.trained.agreement(loss) or ASSUMED_ACCEPTANCE
+
+
+class Losses:
+    """What a store's low-rank predictors lose, by what they give up and by what is in memory."""
+
+    def __init__(self, trained: Predictors, profiled: Profiled | None, sizes: NeuronSizes) -> None:
+        self.trained, self.profiled, self.sizes = trained, profiled, sizes
+        known = self._profiled(trained.energy)
+        absent = known.demand(calibrated(sizes), sizes).absent if known else 0.0
+        self.usual = growth(absent, trained.fetch)
+
+    def within(self, loss: float | None, place: Place) -> Giving:
+        """So much that the loss is kept to: the fewer neurons are in memory, the less.
+
+        loss: of perplexity; None: as calibrated. place: low-rank predictors with their neurons, for what these use.
+        """
+        found = self._giving(self.trained.energy_at(loss))
+        for _ in range(_ROUNDS):
+            placement = place(found.profiled)
+            if placement.predictor != "low-rank" or placement.demand is None:
+                break  # they do not fit, or how many are missing is not known
+            worse = growth(placement.demand.absent, self.trained.fetch) / self.usual
+            found = self._giving(self.trained.energy_at(loss, worse))
+        return found
+
+    def for_drafts(self) -> list[Giving]:
+        """Among which the best for drafts is chosen: as calibrated, and from the least to the most that was tried."""
+        tried = [energy for energy, _ in self.trained.measured] if self.trained.agreements else []
+        energies = np.geomspace(min(tried), max(tried), _DRAFTS).tolist() if tried else []
+        return [self._giving(energy) for energy in (self.trained.energy, *energies)]
+
+    def _giving(self, energy: float) -> Giving:
+        return Giving(self.trained, energy, self._profiled(energy), self.usual)
+
+    def _profiled(self, energy: float) -> Profiled | None:
+        return self.profiled and giving_up(self.profiled, self.trained, energy)

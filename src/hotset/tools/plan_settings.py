@@ -1,0 +1,33 @@
+"""Parts of a plan that the user may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hotset.errors import UsageError
+from hotset.planner.plan import POLICY
+from hotset.planner.sizes import POLICIES
+
+SETTINGS = ("predictor", "hot", "cold_slots", "policy", "backend", "depth", "threads", "context", "prefill_chunk")
+_TEXTS = ("predictor", "policy", "backend")
+
+
+def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `--set` gives them, texts and numbers. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise UsageError(f"a plan has no setting {name[:40]!r}; there are {', '.join(SETTINGS)}")
+        if name in _TEXTS:
+            found[name] = str(value)
+            continue
+        least = 0 if name in ("hot", "cold_slots") else 1
+        if not str(value).isdecimal() or int(value) < least:
+            raise UsageError(f"{name}={value!s:.40}: want a whole number of at least {least}")
+        found[name] = int(value)
+    if found.get("predictor", "all") not in ("all", "gate", "low-rank", "sketch"):
+        raise UsageError(f"predictor={found['predictor']!a:.40}: want all, gate, low-rank or sketch")
+    if found.get("policy", POLICY) not in POLICIES:
+        raise UsageError(f"policy={found['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
+    return found

@@ -1,0 +1,85 @@
+"""What is allowed to be lost is kept to, whatever the budget: the fewer neurons are in memory, the less is given up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import hotset
+from hotset.formats.predictors import Predictors, read_predictors
+from hotset.formats.store import Store, open_store
+from hotset.models import resolve
+from hotset.planner.loss import calibrated, growth
+from hotset.planner.plan import Placement, Profiled
+from hotset.tools.plan import Wishes, make_plan
+from hotset.tools.plan_loss import Losses
+from hotset.tools.plan_profile import profiled
+from hotset.tools.plan_sizes import neuron_sizes
+
+DATA = Path(hotset.__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def story() -> Store:
+    return open_store(next(DATA.glob("stories-*")))
+
+
+@pytest.fixture(scope="module")
+def trained(story: Store) -> Predictors:
+    assert story.neurons is not None
+    found = read_predictors(story.path, story.neurons)
+    assert found is not None
+    return found
+
+
+def test_losses_grow_with_what_is_missing() -> None:
+    assert growth(0, 30) == 1 and growth(0.7, 1) == 1
+    found = [growth(absent / 10, 30) for absent in range(11)]
+    assert found == sorted(found)
+    # Divergences of a 7B at one energy, all of its neurons in memory and fewer; absent as the plan estimates it.
+    for absent, measured in ((0.2, 2.7), (0.43, 4.8), (0.97, 20)):
+        assert growth(absent, 30) == pytest.approx(measured, rel=0.4)
+
+
+def test_energy_follows_the_budget(story: Store, trained: Predictors) -> None:
+    model, loss = resolve(story.config), 0.01
+    known, sizes = profiled(story, model, trained, None), neuron_sizes(story, model, trained)
+    losses = Losses(trained, known, sizes)
+
+    def energy(memory: float) -> float:
+        def place(now: Profiled | None) -> Placement:
+            assert now is not None
+            hot = int(memory * sizes.ffn)
+            placement = Placement("low-rank", (hot,) * sizes.layers, 0)
+            absent.append(now.demand(placement, sizes).absent)
+            return Placement("low-rank", placement.hot, 0, now.demand(placement, sizes))
+
+        absent: list[float] = []
+        found = losses.within(loss, place)
+        worse = growth(absent[-1], trained.fetch) / losses.usual
+        assert found.energy == pytest.approx(trained.energy_at(loss, worse))
+        assert trained.loss_at(found.energy, worse) == pytest.approx(loss, rel=1e-3)
+        return found.energy
+
+    found = [energy(memory) for memory in (1.0, 0.7, 0.4, 0.1)]
+    assert found == sorted(found, reverse=True) and found[0] > 1.5 * found[-1]
+    # Where they were calibrated nothing changes.
+    assert known is not None
+    same = losses.within(
+        loss, lambda now: calibrated(sizes) if now is None else _filled(now, calibrated(sizes), losses)
+    )
+    assert same.energy == pytest.approx(trained.energy_at(loss), rel=0.2)
+
+
+def _filled(known: Profiled, placement: Placement, losses: Losses) -> Placement:
+    sizes = losses.sizes
+    return Placement(placement.predictor, placement.hot, placement.cold_slots, known.demand(placement, sizes))
+
+
+def test_plans_say_what_is_given_up(story: Store, trained: Predictors) -> None:
+    whole = make_plan(story, resolve(story.config), Wishes(memory=1 << 30, predict="auto", loss=0.01))
+    if whole.predictor == "low-rank":
+        assert whole.energy is not None and whole.energy > trained.energy_at(0.01)
+    exact = make_plan(story, resolve(story.config), Wishes(memory=1 << 30))
+    assert exact.energy is None
