@@ -126,6 +126,14 @@ nb::object glu(const std::string& isa, const std::string& gate_act, const std::s
   return to_numpy(std::move(out), {out.size()});
 }
 
+nb::object expected(const std::string& isa, const std::string& name, float threshold, nb::handle noise,
+                    nb::handle x) {
+  std::vector<float> out = copy(view<const float>(x, "x", {kAny}));
+  const auto s = view<const float>(noise, "noise", {out.size()});
+  isa_of(isa).expected(activation_of(name), threshold, s.data.data(), out.size(), out.data());
+  return to_numpy(std::move(out), {out.size()});
+}
+
 nb::object rope(const std::string& isa, nb::handle cos, nb::handle sin, nb::handle x) {
   const auto c = view<const float>(cos, "cos", {kAny});
   const size_t half = c.data.size();
@@ -172,6 +180,8 @@ void bind_kernels(nb::module_& m) {
   m.def("activate", &activate, nb::arg("isa"), nb::arg("name"), nb::arg("threshold"), nb::arg("x"));
   m.def("glu", &glu, nb::arg("isa"), nb::arg("gate_act"), nb::arg("up_act"), nb::arg("gate"), nb::arg("up"),
         nb::arg("gate_threshold") = 0.0f, nb::arg("up_threshold") = 0.0f);
+  m.def("expected", &expected, nb::arg("isa"), nb::arg("name"), nb::arg("threshold"), nb::arg("noise"),
+        nb::arg("x"));
   m.def("rope", &rope, nb::arg("isa"), nb::arg("cos"), nb::arg("sin"), nb::arg("x"));
   m.def("logsumexp", &logsumexp, nb::arg("isa"), nb::arg("x"));
   m.def("block_maxima", &block_maxima, nb::arg("isa"), nb::arg("x"));

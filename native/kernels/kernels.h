@@ -102,6 +102,9 @@ struct Kernels {
   // gate = f(gate) * h(up), in place in gate
   void (*glu)(Activation f, float f_threshold, Activation h, float h_threshold, const float* up, size_t n,
               float* gate);
+  // x = what |f(x + noise e)| is about, for normal e of variance 1, noise >= 0: above 0 also where f(x) is 0,
+  // the less so the farther x is from where f is not. As f for silu and gelu, whose zeros are few.
+  void (*expected)(Activation f, float threshold, const float* noise, size_t n, float* x);
   // Rotates x[0..2*half) in place, halves paired as Hugging Face does: (x[i], x[i+half]).
   void (*rope)(const float* cos, const float* sin, size_t half, float* x);
 

@@ -101,8 +101,9 @@ std::unique_ptr<predictor::Predictor> load_sketch(const SketchFile& file, const 
   for (const SketchFile::Layer& l : file.layers) {
     const uint8_t* gate = desc.gated ? read(l.gate, matrix) : nullptr;
     const uint8_t* up = read(l.up, matrix);
-    const auto* v = reinterpret_cast<const float*>(read(l.vectors, 3 * shape.neurons * sizeof(float)));
-    layers.push_back({gate, up, v, v + shape.neurons, v + 2 * shape.neurons});
+    const auto* v = reinterpret_cast<const float*>(read(l.vectors, 5 * shape.neurons * sizeof(float)));
+    const size_t n = shape.neurons;
+    layers.push_back({gate, up, v, v + n, v + 2 * n, v + 3 * n, v + 4 * n});
   }
   return predictor::make_sketch(shape, std::move(layers), std::move(memory), desc, k);
 }

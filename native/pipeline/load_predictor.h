@@ -24,8 +24,8 @@ struct LowRankRef {
 std::unique_ptr<predictor::Predictor> load_low_rank(const std::vector<LowRankRef>& layers, bool relu,
                                                     size_t max_rows, const kernels::Kernels& k);
 
-// Sketches of all layers in one file: where gate (0 in a plain FFN), up and [3][neurons] of f32 lie, what is
-// to be added to gate and up and the lengths of down.
+// Sketches of all layers in one file: where gate (0 in a plain FFN), up and [5][neurons] of f32 lie, what is
+// to be added to gate and up, the lengths of down, and the noise of gate and up.
 struct SketchFile {
   std::string path;
   unsigned bits;

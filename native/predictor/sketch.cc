@@ -51,12 +51,14 @@ class Sketch : public Predictor {
       for (size_t t = 0; t < x.n; ++t) {
         float *up = s.up + t * kRowBlock, *score = scores.row(tile * kTile + t) + first;
         std::copy_n(l.gate ? s.gate + t * kRowBlock : up, n, score);
-        if (l.gate) k_.add(l.up_offset + first, n, up);
         k_.add((l.gate ? l.gate_offset : l.up_offset) + first, n, score);
-        if (l.gate)
-          k_.glu(desc_.act_gate, desc_.gate_threshold, desc_.act_up, desc_.up_threshold, up, n, score);
-        else
-          k_.activate(desc_.act_gate, desc_.gate_threshold, n, score);
+        const float* noise = (l.gate ? l.gate_noise : l.up_noise) + first;
+        k_.expected(desc_.act_gate, desc_.gate_threshold, noise, n, score);
+        if (l.gate) {
+          k_.add(l.up_offset + first, n, up);
+          k_.expected(desc_.act_up, desc_.up_threshold, l.up_noise + first, n, up);
+          for (size_t i = 0; i < n; ++i) score[i] *= up[i];
+        }
         for (size_t i = 0; i < n; ++i) score[i] = std::fabs(score[i]) * l.reach[first + i];
       }
     }

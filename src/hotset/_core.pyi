@@ -89,6 +89,11 @@ def glu(
     gate_threshold: float = 0,
     up_threshold: float = 0,
 ) -> NDArray[np.float32]: ...
+def expected(
+    isa: str, name: str, threshold: float, noise: NDArray[np.float32], x: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """About the mean of |f(x + noise e)| over normal e."""
+
 def rope(
     isa: str, cos: NDArray[np.float32], sin: NDArray[np.float32], x: NDArray[np.float32]
 ) -> NDArray[np.float32]: ...
@@ -142,7 +147,7 @@ class NeuronFile:
     ) -> None: ...
 
 class SketchFile:
-    """Where the sketches of all layers lie: offsets of gate (0 where there is none), up and [3, neurons] of f32."""
+    """Where the sketches of all layers lie: offsets of gate (0 where there is none), up and [5, neurons] of f32."""
 
     def __init__(self, path: str, bits: int, offsets: Seq[tuple[int, int, int]]) -> None: ...
 

@@ -72,6 +72,7 @@ void check_matmul_float(const Kernels& k, Rng rng);
 void check_attend(const Kernels& k, Rng rng);
 void check_norms(const Kernels& k, Rng rng);
 void check_activations(const Kernels& k, Rng rng);
+void check_expected(const Kernels& k, Rng rng);
 void check_rope_add(const Kernels& k, Rng rng);
 void check_logits(const Kernels& k, Rng rng);
 void check_quantize(const Kernels& k, Rng rng);
@@ -88,6 +89,7 @@ inline constexpr Case kCases[] = {{"matmul_quantized", check_matmul_quantized},
                                   {"attend", check_attend},
                                   {"norms", check_norms},
                                   {"activations", check_activations},
+                                  {"expected", check_expected},
                                   {"rope_add", check_rope_add},
                                   {"logits", check_logits},
                                   {"quantize", check_quantize},

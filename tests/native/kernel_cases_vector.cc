@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numbers>
 
 #include "kernel_cases.h"
 
@@ -130,6 +131,23 @@ void check_activations(const Kernels& k, Rng rng) {
         close(gate[i], want, error * std::abs(want) + flushed, k.isa, "glu", i);
       }
     }
+  }
+}
+
+double expected_relu(double x, double noise) {
+  const double z = std::abs(x) / noise, phi = std::exp(-0.5 * z * z) / std::sqrt(2 * std::numbers::pi);
+  return std::max(x, 0.0) + noise * phi / (1 + 1.13 * z + 0.775 * z * z);
+}
+
+void check_expected(const Kernels& k, Rng rng) {
+  const size_t n = random_length(rng);
+  const std::vector<float> x = rng.values(n, 3.0f);
+  std::vector<float> noise = rng.values(n, 1.0f), y = x;
+  for (float& s : noise) s = std::abs(s) + 0.1f;
+  k.expected(Activation::relu, 0.0f, noise.data(), n, y.data());
+  for (size_t i = 0; i < n; ++i) {
+    const double want = expected_relu(x[i], noise[i]);
+    close(y[i], want, 1e-4 * want + 1e-30, k.isa, "expected", i);
   }
 }
 

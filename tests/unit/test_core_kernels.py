@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.errors import HostError, UsageError
+from hotset.reference import ops
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -257,6 +258,25 @@ def test_glu(isa: str, gate_act: str, up_act: str, n: int) -> None:
     )
     tolerance = f_error * np.abs(h) + h_error * np.abs(f) + 2 * U * np.abs(f * h) + 2.0**-126
     assert_close(_core.glu(isa, gate_act, up_act, gate, up, 0.1, 0.2), f * h, tolerance)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["none", "relu", "relu2", "shifted_relu"])
+def test_expected(isa: str, name: str) -> None:
+    tolerance = 0.07 if name == "relu2" else 0.035
+    noise = np.tile(np.float32([1e-3, 0.1, 1, 7]), 300)
+    z = np.random.default_rng(3).uniform(-3.5, 6, len(noise)).astype(np.float32)
+    x = z * noise + (0.25 if name == "shifted_relu" else 0)
+    got = _core.expected(isa, name, 0.25, noise, x)
+    assert got == pytest.approx(ops.expected(name, x, noise, 0.25), rel=tolerance)
+    # Without noise it is the activation; far from its zeros, too; and where it is zero, order is kept.
+    sure = np.float32([-5, -0.1, 0, 0.1, 5])
+    assert _core.expected(isa, name, 0.0, np.zeros(5, np.float32), sure) == pytest.approx(
+        np.abs(activation(name, sure.astype(float), 0.0)), abs=1e-6
+    )
+    far = np.linspace(-8, 0, 50, dtype=np.float32)
+    if name != "none":
+        assert (np.diff(_core.expected(isa, name, 0.0, np.ones(50, np.float32), far)) > 0).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)

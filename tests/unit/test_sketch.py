@@ -97,10 +97,13 @@ def sketched(model: SparseModel, bits: int) -> tuple[_core.SketchFile, list[dict
         for role, (code, _) in codes.items():
             at[role] = len(data)
             data += code.tobytes() + bytes(-code.nbytes % 4096)
-        vectors = np.stack([np.zeros(NEURONS, np.float32) if "gate" in w else bias, bias, reach]).astype("<f4")
+        noise = np.linspace(0, 0.5, 2 * NEURONS, dtype=np.float32).reshape(2, -1)
+        vectors = np.stack([np.zeros(NEURONS, np.float32) if "gate" in w else bias, bias, reach, *noise]).astype("<f4")
         offsets.append((at.get("gate", 0), at["up"], len(data)))
         data += vectors.tobytes() + bytes(-vectors.nbytes % 4096)
-        said.append({**{role: decoded for role, (_, decoded) in codes.items()}, "bias": bias, "reach": reach})
+        said.append(
+            {**{role: decoded for role, (_, decoded) in codes.items()}, "bias": bias, "reach": reach, "noise": noise}
+        )
     path.write_bytes(data)
     return _core.SketchFile(str(path), bits, offsets), said
 
@@ -131,7 +134,8 @@ def _scores(said: list[dict[str, np.ndarray]], inputs: np.ndarray) -> list[list[
         for layer, sketch in enumerate(said):
             up = sketch["up"] @ token[layer] + sketch["bias"]
             product = ops.activate("silu", up if "gate" not in sketch else sketch["gate"] @ token[layer])
-            found[-1].append(np.abs(product * (up if "gate" in sketch else 1)) * sketch["reach"])
+            factor = ops.expected("none", up, sketch["noise"][1]) if "gate" in sketch else 1
+            found[-1].append(np.abs(product * factor) * sketch["reach"])
     return found
 
 

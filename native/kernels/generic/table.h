@@ -31,6 +31,7 @@ constexpr Kernels make_table(const char* isa) {
           add<V>,
           activate<V>,
           glu<V>,
+          expected<V>,
           rope<V>,
           kv_store<V>,
           attend<V>,

@@ -1,8 +1,9 @@
 """`sketch.safetensors` of a packed store: low-bit copies of gate and up that tell what neurons contribute.
 
 Tensors of layer i: `hotset.layers.{i}.sketch.gate` (not in a plain FFN) and `….up`, as native/quant/sketch.h has them,
-and `….vectors`, f32 [3, ffn]: what is to be added to gate and up, and the length of each neuron's column of `down`; all
-in the store's order of neurons. Each tensor starts at a multiple of 4 KiB. The metadata's `sketch` has the rest.
+and `….vectors`, f32 [5, ffn]: what is to be added to gate and up, the length of each neuron's column of `down`, and the
+standard deviations of what gate and up are wrong by; all in the store's order of neurons. Each tensor starts at a
+multiple of 4 KiB. The metadata's `sketch` has the rest.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
 def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Part]], facts: SketchFacts) -> Path:
     """Writes a sketch beside a packed store, whole or not at all.
 
-    layers: of each its parts "gate", "up" (sketches) and "vectors" [3, ffn], made when they are asked for.
+    layers: of each its parts "gate", "up" (sketches) and "vectors" [5, ffn], made when they are asked for.
     """
     path, partial = folder / SKETCH_FILE, folder / f".{SKETCH_FILE}.partial"
     about = asdict(facts) | {"order_crc32c": order_crc32c(neurons)}
@@ -97,7 +98,7 @@ def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Pa
 def _bytes(neurons: NeuronInfo, bits: int, part: str) -> int:
     from hotset import _core
 
-    return 12 * neurons.ffn if part == "vectors" else _core.sketch_bytes(bits, neurons.ffn, neurons.hidden)
+    return 20 * neurons.ffn if part == "vectors" else _core.sketch_bytes(bits, neurons.ffn, neurons.hidden)
 
 
 def _header(neurons: NeuronInfo, bits: int, about: Json) -> bytes:

@@ -42,6 +42,22 @@ def activate(name: Activation, x: Array, threshold: float = 0.0) -> Array:
     return positive if name == "relu" else positive * positive
 
 
+def expected(name: Activation, x: Array, noise: Array, threshold: float = 0.0) -> Array:
+    """Mean of |f(x + noise e)| over normal e of variance 1, for activations of straight lines.
+
+    relu2: the square of the mean of relu. shifted_relu: the threshold counts as far as what is above it is likely.
+    """
+    x, noise = np.asarray(x, np.float64), np.maximum(noise, 1e-18)
+    z = (x - threshold if name == "shifted_relu" else x) / noise
+    phi, below = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi), 0.5 * (1 + np.asarray(_erf(z / math.sqrt(2.0))))
+    mean = noise * (phi + z * below)
+    if name == "none":
+        return 2 * mean - x
+    if name == "shifted_relu":
+        return mean + threshold * mean / (mean + noise)
+    return mean * mean if name == "relu2" else mean
+
+
 def drop_below(x: Array, floor: Any) -> Array:
     """x, but 0 where its magnitude is below the floor: one for all, or one for each of the last axis."""
     return np.where(np.abs(x) < floor, 0.0, x)

@@ -151,21 +151,25 @@ def sketch_options(
 def sketch_layer(neurons: Neurons, x: Floats, bits: int, threads: int = 0) -> tuple[list[Part], Neurons]:
     """The parts of a layer's sketch, and the layer as the sketch has it. x: inputs [tokens, hidden].
 
-    Columns count by their mean square in x. What a sketch is wrong by for the mean of x is added to its limits.
+    Columns count by their mean square in x. What a sketch is wrong by for the mean of x is added to its limits; its
+    scores are the expected ones under the rest.
     """
     mean = x.mean(axis=0)
     importance = np.square(x).mean(axis=0) + np.float32(1e-12)
     matrices = {"up": neurons.up} if neurons.gate is None else {"gate": neurons.gate, "up": neurons.up}
     parts: list[Part] = []
     changed: dict[str, Floats] = {}
+    noise: list[Floats] = []
     for role, w in matrices.items():
         data = np.zeros(_core.sketch_bytes(bits, *w.shape), np.uint8)
         _core.encode_sketch(bits, np.ascontiguousarray(w), importance, data, threads)
         parts.append((role, data))
         changed[role] = _core.decode_sketch(bits, data, *w.shape)
         limit = neurons.gate_limit if role == "gate" else neurons.up_limit
-        changed[f"{role}_limit"] = limit - (w - changed[role]) @ mean
-    guessed = replace(neurons, **changed)  # type: ignore[arg-type]
+        wrong = w - changed[role]
+        changed[f"{role}_limit"] = limit - wrong @ mean
+        noise.append(np.sqrt(np.square(wrong) @ np.maximum(importance - np.square(mean), 0)))
+    guessed = replace(neurons, **changed, noise=tuple(noise))  # type: ignore[arg-type]
     offsets = guessed.offsets()
-    vectors = np.stack([offsets[0], offsets[-1], neurons.reach]).astype("<f4")
+    vectors = np.stack([offsets[0], offsets[-1], neurons.reach, noise[0], noise[-1]]).astype("<f4")
     return [*parts, ("vectors", vectors)], guessed

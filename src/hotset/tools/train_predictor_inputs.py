@@ -66,6 +66,7 @@ class Neurons:
     gate_limit: Floats  # [ffn]: the product with the input above which a branch is not zero; biases are in it
     up_limit: Floats
     reach: Floats  # [ffn]: ‖down‖ of each
+    noise: tuple[Floats, ...] = ()  # [ffn] each: of gate, if there is one, and up, where they are known inexactly
 
     def margins(self, x: Floats) -> list[Floats]:
         """How far gate, if there is one, and up are above their limits: [tokens, ffn] each."""
@@ -73,11 +74,16 @@ class Neurons:
         return [up] if self.gate is None else [x @ self.gate.T - self.gate_limit, up]
 
     def contributions(self, x: Floats) -> Floats:
-        """|product| ‖down‖ of every neuron as the engine computes it, [tokens, ffn]."""
+        """|product| ‖down‖ of every neuron as the engine computes it, with noise what it expects; [tokens, ffn]."""
         c, isa = self.config, _core.select_isa()
         gate_threshold, up_threshold = _limits(c)
         branches = [np.ascontiguousarray((m + t).ravel()) for m, t in zip(self.margins(x), self._added(), strict=True)]
-        if self.gate is None:
+        if self.noise:
+            acts = ((c.act_gate, gate_threshold), (c.act_up, up_threshold))
+            noise = [np.tile(s, len(x)).astype(np.float32) for s in self.noise]
+            means = [_core.expected(isa, *act, s, b) for act, s, b in zip(acts, noise, branches, strict=False)]
+            product = np.prod(means, axis=0)
+        elif self.gate is None:
             product = _core.activate(isa, c.act_gate, gate_threshold, branches[0])
         else:
             gate, up = branches
