@@ -43,7 +43,7 @@ def test_losses_grow_with_what_is_missing() -> None:
 
 
 def test_energy_follows_the_budget(story: Store, trained: Predictors) -> None:
-    model, loss = resolve(story.config), 0.01
+    model, loss = resolve(story.config), 0.001
     known, sizes = profiled(story, model, trained, None), neuron_sizes(story, model, trained)
     losses = Losses(trained, known, sizes)
 
@@ -78,8 +78,8 @@ def _filled(known: Profiled, placement: Placement, losses: Losses) -> Placement:
 
 
 def test_plans_say_what_is_given_up(story: Store, trained: Predictors) -> None:
-    whole = make_plan(story, resolve(story.config), Wishes(memory=1 << 30, predict="auto", loss=0.01))
+    whole = make_plan(story, resolve(story.config), Wishes(memory=1 << 30, predict="auto", loss=0.001))
     if whole.predictor == "low-rank":
-        assert whole.energy is not None and whole.energy > trained.energy_at(0.01)
+        assert whole.energy is not None and whole.energy > trained.energy_at(0.001)
     exact = make_plan(story, resolve(story.config), Wishes(memory=1 << 30))
     assert exact.energy is None

@@ -64,7 +64,8 @@ class Predictors:
         """The share of energy to give up where neurons are in memory, for an allowed loss of perplexity.
 
         loss: None: as calibrated. worse: times as much as where it was measured is lost, see hotset.planner.loss.
-        Between what was measured the logarithms are interpolated; beyond it the guess is a cautious one.
+        Between what was measured the logarithms are interpolated; below it the guess is a cautious one, and more than
+        was tried is never given up.
         """
         if loss is None and worse == 1:
             return self.energy
@@ -74,7 +75,7 @@ class Predictors:
         if wanted <= changes[least]:
             energy = energies[least] * (wanted / changes[least]) ** 2
         elif wanted >= changes[most]:
-            energy = energies[most] * wanted / changes[most]
+            energy = energies[most]
         else:
             energy = _between(wanted, changes, energies)
         return float(min(max(energy, LEAST_ENERGY), MOST_ENERGY))
@@ -94,14 +95,14 @@ class Predictors:
     def agreement(self, loss: float) -> float | None:
         """Share of tokens whose likeliest successor is the exact one; None if that was not measured.
 
-        Beyond the most that was tried errors are taken to grow as the root of the loss does.
+        Beyond the most that was tried errors are taken to grow as the loss does: drafts follow drafts.
         """
         if not self.agreements:
             return None
         losses, shares = np.array([loss for _, loss in self.measured]), np.array(self.agreements)
         order = losses.argsort()
         known = float(np.interp(np.log(loss), np.log(losses[order]), shares[order]))
-        beyond = float(max(loss / losses.max(), 1.0) ** 0.5)
+        beyond = float(max(loss / losses.max(), 1.0))
         return max(1 - (1 - known) * beyond, 0.01)
 
     def limits(self, energy: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
