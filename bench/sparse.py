@@ -25,6 +25,7 @@ from bench import cgroup, peers
 from bench.common import MODELS, ROOT, commit, hotset, result_path, table, warn_if_busy
 from bench.sparse_summary import LADDER, OVERLAPPED, PEER, WINDOW, Found, Run, summary
 from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.formats.sketch import SKETCH_FILE
 from hotset.tools.result import Series, record, shown, write
 
 UNIT = 10**9  # budgets are in GB
@@ -92,11 +93,16 @@ class Bench:
         return found, ""
 
 
+def predicts(store: Path) -> bool:
+    """Whether anything tells what a neuron will contribute."""
+    return any((store / name).exists() for name in (PREDICTORS_FILE, SKETCH_FILE))
+
+
 def modes(bench: Bench, *, first: bool) -> dict[str, list[str]]:
     """Flags of each engine of ours. first: with what is measured under the first budget alone."""
     drafted = ["--predict", "exact", "--follow", "greedy"]  # a given text cannot be drafted
     found = {"exact": drafted}
-    if not (bench.store / PREDICTORS_FILE).exists():
+    if not predicts(bench.store):
         return found
     if first:
         found[NO_DRAFTS] = [*drafted, "--no-draft"]
@@ -121,7 +127,7 @@ def compare(bench: Bench, budgets: Sequence[float | None], rounds: int) -> Itera
 
 def ladder(bench: Bench, budget_gb: float) -> Iterator[Run]:
     """The steps in our own engine under one budget, predicted if the store can be; "all kept" without a limit."""
-    flags = ["--predict", "auto", "--loss", bench.losses[0]] if (bench.store / PREDICTORS_FILE).exists() else []
+    flags = ["--predict", "auto", "--loss", bench.losses[0]] if predicts(bench.store) else []
     for step in LADDER:
         if step == WINDOW or (step == OVERLAPPED and not bench.window_store):  # the former was compared already
             continue

@@ -100,7 +100,7 @@ def measured(args: argparse.Namespace) -> Found:
     bench = Bench(args.store, None, args.gguf, child, 0, frozenset(), args.peer_tokens, args.seconds)
     search = Search(bench, args.rounds)
     wanted, memory = search.peers()
-    rows = [search.saved(loss, wanted, memory) for loss in LOSSES]
+    rows = [search.saved(loss, wanted, memory) for loss in args.losses.split(",")]
     series = [Series("decode, no limit", "tokens/s", (wanted,), engine=PEER, model=args.gguf.stem)]
     series += [
         Series(f"decode, {row.budget_gb} GB", "tokens/s", (row.tokens_per_s,), engine="hotset", model=args.store.name)
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=MODELS / "sparse-7b-packed")
     parser.add_argument("--gguf", type=Path, default=MODELS / "random-7b.Q4_0.gguf")
     parser.add_argument("--text", type=Path, default=ROOT / "docs/explanation/how-a-token-is-made.md")
+    parser.add_argument("--losses", default=",".join(LOSSES), help="that prediction may cost, of perplexity")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=160, help="of hotset to decode, warm-up included")
     parser.add_argument("--warm-up", type=int, default=32, help="of these, tokens that do not count")

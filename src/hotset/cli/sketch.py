@@ -45,17 +45,23 @@ def sketch(
     if json:
         shown = asdict(report.facts)
         del shown["quantiles"]
-        print_json({"path": str(report.path), "bytes": report.bytes, "seconds": report.seconds, **shown})
+        found = {} if report.found is None else {"found": asdict(report.found)}
+        print_json({"path": str(report.path), "bytes": report.bytes, "seconds": report.seconds, **shown, **found})
     else:
         print("\n".join(_describe(report)))
 
 
 def _describe(report: SketchReport) -> list[str]:
-    quality = report.quality
-    return [
+    quality, found = report.quality, report.found
+    lines = [
         f"{report.facts.bits}-bit copies of gate and up, {human_bytes(report.bytes)}, in {report.seconds:.1f} s",
         f"  computed    {quality.predicted:.1%} of the neurons; {quality.missed:.1%} were read",
         f"  divergence  {quality.kl:.4f} ± {quality.kl_error:.4f} nats from every neuron, on {quality.tokens} tokens",
         f"  perplexity  {quality.exact_perplexity:.3f} -> {quality.perplexity:.3f} on the same",
-        str(report.path),
     ]
+    if found:
+        each = found.predicted / max(found.active, 1e-9)
+        lines.append(
+            f"  in memory   {found.recall:.1%} of the active neurons found, {each:.2f} computed for each active"
+        )
+    return [*lines, str(report.path)]

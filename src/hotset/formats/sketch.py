@@ -40,6 +40,7 @@ class SketchFacts:
     fetch: tuple[float, ...]  # [layers], >= keep: the same of a missing one
     quantiles: tuple[tuple[float, ...], ...]  # [layers][19] scores below which 5, 10, … 95 % of the neurons are
     candidates: float  # share of neurons computed
+    wanted: float  # share that would be read if none were in memory
     perplexity_change: float  # relative, expected on text like that held out
 
     def limits(self, zeros: float) -> tuple[float, ...]:
@@ -127,7 +128,7 @@ def _facts(path: Path, header: Header, neurons: NeuronInfo) -> SketchFacts:
     fine = all(_are_numbers(v, neurons.layers) for v in limits) and isinstance(quantiles, list)
     if not fine or len(quantiles) != neurons.layers or not all(_are_numbers(q, len(SHARES)) for q in quantiles):
         raise FormatError(f"{path} must have limits for each of {neurons.layers} layers; make it again")
-    if not (_is_number(about["candidates"]) and _is_number(about["perplexity_change"])):
+    if not all(_is_number(about[name]) for name in ("candidates", "wanted", "perplexity_change")):
         raise FormatError(f"{path}: what it says of its quality is no number; make it again")
     if about.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; make it again, or remove it")
@@ -137,6 +138,7 @@ def _facts(path: Path, header: Header, neurons: NeuronInfo) -> SketchFacts:
         tuple(about["fetch"]),
         tuple(map(tuple, quantiles)),
         float(about["candidates"]),
+        float(about["wanted"]),
         float(about["perplexity_change"]),
     )
 

@@ -44,7 +44,7 @@ def profiled(store: Store, model: Model, trained: Predictors | None, sketch: Ske
     if trained:
         finds["low-rank"] = _found(trained, trained.energy, active)
     if sketch:
-        finds["sketch"] = Finds(sketch.facts.candidates, sketch.facts.candidates, _STEADY)
+        finds["sketch"] = Finds(sketch.facts.candidates, sketch.facts.wanted, _STEADY)
     return Profiled(shares, finds, both)
 
 

@@ -21,7 +21,7 @@ from hotset.formats.progress import Progress, silent
 from hotset.formats.sketch import BITS, SHARES, Part, Sketch, SketchFacts, read_sketch, write_sketch
 from hotset.formats.sparsity import read_sparsity
 from hotset.formats.store import open_store
-from hotset.formats.thresholds import Thresholds, limits
+from hotset.formats.thresholds import Thresholds, fetch_energy, limits
 from hotset.models import resolve
 from hotset.tokenizer import Tokenizer
 from hotset.tools.profile_text import windows
@@ -57,10 +57,20 @@ class SketchOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """On held-out tokens, means of all layers."""
+
+    active: float  # share of all neurons
+    predicted: float  # share of all neurons
+    recall: float  # share of the active ones that are predicted
+
+
+@dataclass(frozen=True, slots=True)
 class SketchReport:
     path: Path
     facts: SketchFacts
     quality: Quality
+    found: Found | None  # where every neuron is in memory; None if no share of energy was given up
     bytes: int
     seconds: float
 
@@ -112,7 +122,7 @@ def _making(
         made.append(parts)
         progress(layer + 1, bench.info.layers, "layers")
     none = (0.0,) * bench.info.layers
-    facts = SketchFacts(options.bits, none, none, tuple(quantiles), 1.0, 0.0)
+    facts = SketchFacts(options.bits, none, none, tuple(quantiles), 1.0, 1.0, 0.0)
     write_sketch(work, bench.info, made, facts)
     sketch = read_sketch(work, bench.info)
     tables = Thresholds(LOSSES, *(np.array([getattr(t, part) for t in tried]) for part in _TABLES))
@@ -124,20 +134,30 @@ def _making(
 
     if options.zeros is not None:
         keep = fetch = facts.limits(options.zeros)
-        quality = measure(keep, fetch, 0.0)
+        quality, found = measure(keep, fetch, 0.0), None
+        wanted = quality.predicted
     else:
         quality = calibrate(lambda energy: measure(*limits(tables, energy), energy), options.loss)[-1]
         keep, fetch = limits(tables, quality.energy)
+        found, wanted = _found(tried, quality.energy), tables.share(fetch_energy(quality.energy))
     facts = replace(
         facts,
         keep=keep,
         fetch=fetch,
         candidates=quality.predicted,
+        wanted=min(wanted, quality.predicted),
         perplexity_change=quality.change,
     )
     path = write_sketch(folder, bench.info, made, facts)
     assert sketch is not None
-    return SketchReport(path, facts, quality, sketch.bytes, time.monotonic() - start)
+    return SketchReport(path, facts, quality, found, sketch.bytes, time.monotonic() - start)
+
+
+def _found(layers: Sequence[Tried], energy: float) -> Found:
+    at = [layer.at(energy) for layer in layers]
+    active = np.array([layer.active for layer in layers])
+    recall = (np.array([recall for _, _, recall, _ in at]) * active).sum() / max(active.sum(), 1e-9)
+    return Found(float(active.mean()), float(np.mean([predicted for _, predicted, _, _ in at])), float(recall))
 
 
 def sketch_options(
