@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hotset.formats.files import read_json
 from hotset.formats.profile import PROFILE_FILE, read_profile
 from hotset.formats.text import documents
 from hotset.tools.result import Series, record, write
+from hotset.tools.sketch import SketchOptions, make_sketch
 
 SHARES = {  # of the training tokens; Wikipedia, textbooks and the web are closest to what is measured
     "textbooks": 0.25,
@@ -94,15 +96,18 @@ def trained(out: Path) -> list[str]:
     return [kind for kind in ("swiglu", "drelu") if (out / kind / "sparsify.json").is_file()]
 
 
-def make_stores(out: Path, original: Path, calibration: Path) -> None:
-    """OUT/NAME.store of the original and what was trained, in 8 bits; OUT/packed with profile and predictors."""
+def make_stores(out: Path, original: Path, calibration: Path) -> dict[str, Any]:
+    """OUT/NAME.store of the original and what was trained, in 8 bits; OUT/packed; what its sketch finds."""
     sources = {"original": original} | {kind: out / kind for kind in trained(out)}
     for name, source in sources.items():
         run("convert", source, out / f"{name}.store", "--quant", DENSE, "--force")
     if not (out / "drelu.store" / PROFILE_FILE).is_file():
         run("profile", out / "drelu.store", "--text", calibration, "--no-replay", "-n", "8192")
     run("pack", out / "drelu.store", out / "packed", "--format", NEURONS, "--force")
-    run("sketch", out / "packed", "--text", calibration)  # a low-rank map asks for nearly all neurons
+    # A low-rank map would ask for nearly all neurons.
+    sketch = make_sketch(out / "packed", [calibration], SketchOptions(loss=0.0025))
+    found = {} if sketch.found is None else asdict(sketch.found)
+    return {"bits": sketch.facts.bits, "bytes": sketch.bytes, "found": found, "quality": asdict(sketch.quality)}
 
 
 def measure(out: Path, known: argparse.Namespace) -> dict[str, Any]:
@@ -180,14 +185,14 @@ def main() -> int:
             train(known.out, kind, original, known, more)
     if known.only in ("drelu", "swiglu"):
         return 0
-    make_stores(known.out, original, known.calibration)
+    sketch = make_stores(known.out, original, known.calibration)
     found = measure(known.out, known)
     if known.result is not None:
-        save(known.out, found, known.result)
+        save(known.out, found, sketch, known.result)
     return 0
 
 
-def save(out: Path, found: dict[str, Any], path: Path) -> None:
+def save(out: Path, found: dict[str, Any], sketch: dict[str, Any], path: Path) -> None:
     runs = {kind: bare(read_json(out / kind / "sparsify.json")) for kind in trained(out)}
     curves = {kind: curve(out / kind) for kind in runs}
     layers = [json.loads(line) for line in (out / "drelu" / "ffn.jsonl").read_text().splitlines()]
@@ -195,7 +200,7 @@ def save(out: Path, found: dict[str, Any], path: Path) -> None:
         Series("perplexity", "", (each["perplexity"]["value"],), model=each["name"]) for each in found["variants"]
     ]
     more = {"runs": runs, "curves": curves, "first_stage": layers, "statistics": statistics(out / "drelu.store")}
-    write(bare(record("SmolLM2-135M with dReLU", series, evaluated=found["variants"], **more)), path)
+    write(bare(record("SmolLM2-135M with dReLU", series, evaluated=found["variants"], sketch=sketch, **more)), path)
     plot(curves, layers, runs["drelu"]["as_measured"]["zeros_per_layer"], path.with_suffix(".svg"))
 
 
