@@ -50,8 +50,8 @@ dev: $(VENV)/dev  ## the development environment in .venv
 
 demo: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build; a sparse model tells a story with a third of its neurons in memory
 	@mkdir -p build
-	@$(BIN)/hotset plan stories-5m --set predictor=gate --set hot=227 --set cold_slots=456 --output build/story-plan.json
-	@$(BIN)/hotset run stories-5m "$(STORY)" --echo --temperature 0.6 --top-k 40 --stats --plan build/story-plan.json
+	@$(BIN)/hotset plan stories-13m --set predictor=gate --set hot=341 --set cold_slots=855 --output build/story-plan.json
+	@$(BIN)/hotset run stories-13m "$(STORY)" --echo --temperature 0.6 --top-k 40 --stats --plan build/story-plan.json
 
 demo-chat: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build, get a real model, let it answer
 	@$(BIN)/hotset pull $(MODEL)
@@ -104,7 +104,7 @@ bench-dense: $(VENV)/dev  ## hotset and llama.cpp on the same weights, in turn
 	$(BIN)/python -m bench.dense
 
 bench-sparse: $(VENV)/dev  ## a packed 7B and llama.cpp under memory limits; as root, STORE=folder WINDOW=folder
-	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) $(if $(WINDOW),--window-store $(WINDOW)) --no-limit --losses 4%,2%,1%
+	$(BIN)/python -m bench.sparse $(if $(STORE),--store $(STORE)) $(if $(WINDOW),--window-store $(WINDOW)) --no-limit --losses 4%,10%,1%
 
 bench-start: $(VENV)/dev  ## start to first token of `hotset run`, and its memory
 	$(BIN)/python -m bench.start

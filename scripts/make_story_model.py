@@ -23,11 +23,11 @@ from hotset.train.settings import DataSource
 
 VOCAB = 4096
 END = "<|endoftext|>"
-SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
-HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
+SHAPE = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 5}
+HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64}
 # Muon and AdamW share a rate at which the matrices of the layers change by some 5 % of their size a step.
 METHOD = {"batch": 24, "sequence": 256, "lr": 4e-3, "final-lr": 0.05, "warmup": 50, "optimizer": "muon"}
-L1, L1_STEPS = 0.3, 200  # dReLU alone stays below three quarters of zeros in so short a run
+ZEROS = 0.86  # asked for; dReLU alone stays at three quarters
 SIMPLE_CHARS = 12_000_000  # of the books, the simplest ones
 SENTENCE_COST = 0.004  # of a word more in the mean sentence, as share of unknown words
 BOOKS_IN_BPE = 2_000_000  # characters of them that the tokenizer learns from
@@ -109,7 +109,7 @@ def make_config(folder: Path, text: Iterator[str]) -> None:
 
 
 def train(out: Path, kind: str, data: list[str], tokens: str, more: list[str]) -> int:
-    pull = {"activation": "drelu", "l1": L1, "l1-steps": L1_STEPS} if kind == "drelu" else {"activation": "keep"}
+    pull = {"activation": "drelu", "zeros": ZEROS} if kind == "drelu" else {"activation": "keep"}
     flags = METHOD | pull | {"output": out / kind, "tokens": tokens}
     pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     return hotset(["sparsify", str(out / "config"), "--from-scratch", *data, *pairs, *more])
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--stories", nargs="+", required=True, metavar="FILE=SHARE", help="a story a document")
     parser.add_argument("--books", type=Path, nargs="*", default=[], help="of which the simplest pages are taken")
-    parser.add_argument("--tokens", default="2.77M", help="of each of the two runs")
+    parser.add_argument("--tokens", default="7.37M", help="of each of the two runs")
     parser.add_argument("--only", choices=("drelu", "swiglu"), help="one of the two, to run them side by side")
     known, more = parser.parse_known_args()  # the rest goes to `hotset sparsify`, such as -t 1
     stories = [DataSource.parse(each) for each in known.stories]

@@ -24,7 +24,6 @@ from hotset.tools.result import Series, record, write
 
 DENSE = "q8_0"  # of everything but the neurons, a third of the weights
 NEURONS = "q4_0"
-SHAPE = {"num_hidden_layers": 4, "intermediate_size": 1024}  # as make_story_model.py has it
 STORIES = 120  # held out, whose perplexity is taken
 
 
@@ -58,7 +57,8 @@ def perplexity(store: Path, stories: list[str], **options: Any) -> float:
 def third_in_memory(out: Path, predictor: str) -> Path:
     """A plan with a third of the neurons in memory, two thirds of these always and the rest as a cache."""
     path = out / f"plan-{predictor}.json"
-    layers, ffn = SHAPE["num_hidden_layers"], SHAPE["intermediate_size"]
+    shape = read_json(out / "config/config.json")
+    layers, ffn = shape["num_hidden_layers"], shape["intermediate_size"]
     hot = ffn * 2 // 9
     settings = {"predictor": predictor, "hot": hot, "cold_slots": layers * (ffn // 3 - hot)}
     choices = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]

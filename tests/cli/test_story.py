@@ -10,7 +10,7 @@ from hotset import LLM
 from hotset.formats.store import open_store
 from hotset.tools.resolve import PACKAGED, packaged, resolve_model
 
-STORY = packaged("stories-5m")
+STORY = packaged("stories-13m")
 KNOWN = """Once upon a time, there was a little girl named Lily. She loved to play with her toys.
 One day, she went to the park with her mom. She saw a big dog. The dog was very happy and wanted to play with her."""
 
@@ -24,9 +24,9 @@ def test_what_lies_in_the_package() -> None:
 
 
 def test_its_bytes_are_those_it_was_made_with(hotset) -> None:
-    done = hotset("inspect", "stories-5m", "--verify")
+    done = hotset("inspect", "stories-13m", "--verify")
     assert done.code == 0
-    assert "every block of stories-5m matches its checksum" in done.err
+    assert "every block of stories-13m matches its checksum" in done.err
 
 
 def test_without_a_model_a_story_is_told(hotset) -> None:
@@ -40,10 +40,10 @@ def test_without_a_model_a_story_is_told(hotset) -> None:
 
 def test_a_third_of_the_neurons_in_memory_gives_the_same_story(hotset, tmp_path: Path) -> None:
     found = []
-    for name, hot, slots in (("third", 227, 456), ("whole", 1024, 0)):
+    for name, hot, slots in (("third", 341, 855), ("whole", 1536, 0)):
         chosen = ("--set", "predictor=gate", "--set", f"hot={hot}", "--set", f"cold_slots={slots}")
-        assert hotset("plan", "stories-5m", *chosen, "--output", tmp_path / name).code == 0
-        asked = ("run", "stories-5m", "Tom had a dog.", "--temperature", "0", "--json", "--stats")
+        assert hotset("plan", "stories-13m", *chosen, "--output", tmp_path / name).code == 0
+        asked = ("run", "stories-13m", "Tom had a dog.", "--temperature", "0", "--json", "--stats")
         found.append(json.loads(hotset(*asked, "--plan", tmp_path / name).out))
     third, whole = found
     assert third["tokens"] == whole["tokens"]

@@ -88,7 +88,7 @@ def test_unfinished_conversions_are_no_models(folder: Path, tmp_path: Path) -> N
     [
         ("smollm2-135m-instuct", "did you mean smollm2-135m-instruct"),
         ("SmolLM2-135M", "smollm2-135m-instruct"),
-        ("nothing", "known short names: stories-5m, smollm2-135m-instruct"),
+        ("nothing", "known short names: stories-13m, smollm2-135m-instruct"),
         ("", "known short names"),
         ("a/b/c/d", "no hub id"),
         ("../x/y", "no hub id"),

@@ -161,7 +161,7 @@ def test_predicted_is_not_exact_where_all_neurons_fit_into_memory(tmp_path: Path
     (tmp_path / "story.txt").write_text(
         "Once upon a time there was a cat. She saw a big dog and ran to the tree. " * 20
     )
-    stories = str(packaged("stories-5m"))
+    stories = str(packaged("stories-13m"))
     variants = [Variant("exact", stories), Variant("predicted", stories, predicted=True)]
     exact, predicted = evaluate(variants, EvaluateOptions(text=tmp_path / "story.txt", window=128, windows=2))
     assert exact.zeros is not None and predicted.zeros is not None

@@ -17,7 +17,7 @@ from hotset.tools.plan_profile import profiled
 
 @pytest.fixture(scope="module")
 def story() -> Store:
-    return open_store(Path(hotset.__file__).parent / "data/stories-5m")
+    return open_store(Path(hotset.__file__).parent / "data/stories-13m")
 
 
 @pytest.fixture(scope="module")

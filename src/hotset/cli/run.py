@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hotset.tools.run_stats import RunStats
 
 Prompt = str | list[dict[str, str]]
-STORYTELLER = "stories-5m"  # lies in the package
+STORYTELLER = "stories-13m"  # lies in the package
 BEGINNING = "Once upon a time"
 STORY_SAMPLING = {"temperature": 0.6, "top_k": 40}  # its likeliest words alone go round in circles
 StoryArgument = Annotated[

