@@ -50,7 +50,7 @@ dev: $(VENV)/dev  ## the development environment in .venv
 
 demo: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build; a sparse model tells a story with a third of its neurons in memory
 	@mkdir -p build
-	@$(BIN)/hotset plan stories-13m --set predictor=gate --set hot=341 --set cold_slots=855 --output build/story-plan.json
+	@$(BIN)/hotset plan stories-13m --set predictor=gate --set hot=0 --set cold_slots=2560 --output build/story-plan.json
 	@$(BIN)/hotset run stories-13m "$(STORY)" --echo --temperature 0.6 --top-k 40 --stats --plan build/story-plan.json
 
 demo-chat: $(if $(wildcard $(VENV)/dev),$(VENV)/dev,$(VENV)/installed)  ## build, get a real model, let it answer

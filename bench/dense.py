@@ -154,7 +154,8 @@ def main() -> None:
     write(result, path)
     print(f"\n{show(found, bounds)}\n\nwritten to {path}")
     if "7b-q4_0" in args.models:
-        share_of_bandwidth(args.threads, args.rounds, path.with_name(path.name.replace("dense", "bench", 1)))
+        stem = path.stem.replace("dense", "bench", 1) if "dense" in path.stem else f"{path.stem}-bench"
+        share_of_bandwidth(args.threads, args.rounds, path.with_stem(stem))
 
 
 if __name__ == "__main__":
