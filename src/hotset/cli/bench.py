@@ -77,7 +77,7 @@ def _measure(
     return record(
         "bench",
         measured.series,
-        model={"name": name, **{key: measured.stats[key] for key in ("weight_bytes", "bytes_per_token")}},
+        model={"name": store.name, **{key: measured.stats[key] for key in ("weight_bytes", "bytes_per_token")}},
         options=options,
         bounds=[asdict(bound) | {"share": bound.share} for bound in bounds],
         memory={"peak_bytes": peak, "kv_bytes": measured.stats["kv_bytes_used"]},
