@@ -57,20 +57,21 @@ void make_engine(Engine* self, const nb::dict& desc, const std::vector<TensorRef
                  const std::vector<FileChecksums>& checksums, size_t threads, const std::string& kv_type,
                  size_t kv_tokens, size_t max_step_tokens, const std::string& load,
                  const std::optional<std::string>& isa, bool pin, const NeuronFile* neurons,
-                 const hotset::bind::SparseSetup* sparse) {
+                 const hotset::bind::SparseSetup* sparse, const std::optional<std::string>& embed_io) {
   using hotset::kernels::KvType;
   using hotset::model::LoadMode;
   if (kv_type != "f16" && kv_type != "int8")
     throw InvalidArgument("kv_type is '" + kv_type + "', wanted f16 or int8");
   if (load != "auto" && load != "read" && load != "mmap")
     throw InvalidArgument("load is '" + load + "', wanted auto, read or mmap");
-  const EngineOptions options{threads,
-                              kv_type == "f16" ? KvType::f16 : KvType::int8,
-                              kv_tokens,
-                              max_step_tokens,
-                              load == "mmap" ? LoadMode::mmap : LoadMode::read,
-                              isa ? isa->c_str() : nullptr,
-                              pin};
+  EngineOptions options{threads,
+                        kv_type == "f16" ? KvType::f16 : KvType::int8,
+                        kv_tokens,
+                        max_step_tokens,
+                        load == "mmap" ? LoadMode::mmap : LoadMode::read,
+                        isa ? isa->c_str() : nullptr,
+                        pin};
+  if (embed_io) options.embed_io.emplace().backend = *embed_io;
   if (!neurons != !sparse) throw InvalidArgument("neurons and sparse are given together or not at all");
   hotset::model::FfnFactory make_ffn;
   if (neurons)
@@ -171,7 +172,7 @@ void bind_engine(nb::module_& m) {
            nb::arg("checksums") = nb::make_tuple(), nb::arg("threads") = 0, nb::arg("kv_type") = "f16",
            nb::arg("kv_tokens") = 4096, nb::arg("max_step_tokens") = 512, nb::arg("load") = "auto",
            nb::arg("isa") = nb::none(), nb::arg("pin") = true, nb::arg("neurons") = nb::none(),
-           nb::arg("sparse") = nb::none())
+           nb::arg("sparse") = nb::none(), nb::arg("embed_io") = nb::none())
       .def("sequence_new", [](Engine& e) { return e.kv().create(); })
       .def(
           "sequence_fork", [](Engine& e, int32_t seq) { return e.kv().fork(seq); }, nb::arg("seq"))

@@ -49,6 +49,16 @@ ModelDesc checked(ModelDesc d) {
   return d;
 }
 
+std::unique_ptr<EmbeddingFile> open_embedding(const std::vector<TensorRef>& tensors,
+                                              const std::vector<FileChecksums>& checksums,
+                                              const EngineOptions& options) {
+  if (!options.embed_io) return nullptr;
+  const auto embed = std::ranges::find(tensors, "embed", &TensorRef::role);  // Weights has seen it
+  const auto sums = std::ranges::find(checksums, embed->path, &FileChecksums::path);
+  return std::make_unique<EmbeddingFile>(*embed, sums == checksums.end() ? nullptr : &*sums,
+                                         *options.embed_io);
+}
+
 template <class Make>
 auto timed(double& seconds, Make make) {
   const auto start = Clock::now();
@@ -65,8 +75,10 @@ Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors,
     : desc_(checked(std::move(desc))),
       options_(options),
       k_(kernels::select(options.isa)),
-      weights_(
-          timed(load_seconds_, [&] { return Weights(desc_, tensors, checksums, options.load, !make_ffn); })),
+      weights_(timed(
+          load_seconds_,
+          [&] { return Weights(desc_, tensors, checksums, options.load, {!make_ffn, !options.embed_io}); })),
+      embedding_(open_embedding(tensors, checksums, options)),
       kv_(std::make_unique<KvCache>(options.kv_type, desc_.layers.size(), desc_.kv_heads, desc_.head_dim,
                                     options.kv_tokens)) {
   require(options.max_step_tokens > 0, "max_step_tokens is 0, wanted at least 1");
@@ -80,8 +92,8 @@ Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors,
 void Engine::make_forward(size_t threads) {
   forward_.reset();
   pool_ = std::make_unique<ThreadPool>(threads > 0 ? threads : allowed_cpus().size(), options_.pin);
-  forward_ = std::make_unique<Forward>(desc_, weights_, *kv_, ffn_.get(), record_, k_, *pool_,
-                                       options_.max_step_tokens);
+  forward_ = std::make_unique<Forward>(desc_, weights_, embedding_.get(), *kv_, ffn_.get(), record_, k_,
+                                       *pool_, options_.max_step_tokens);
   rows_ = 0;
 }
 

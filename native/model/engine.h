@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "model/forward.h"
@@ -18,6 +19,7 @@ struct EngineOptions {
   LoadMode load = LoadMode::read;
   const char* isa = nullptr;
   bool pin = true;
+  std::optional<io::ReaderOptions> embed_io = {};  // given: the embedding stays on the drive, and is read so
 };
 
 // Makes what computes the FFNs of a model whose weights hold none; max_rows = most tokens of a step.
@@ -72,6 +74,7 @@ class Engine {
   const kernels::Kernels& k_;
   double load_seconds_ = 0;
   Weights weights_;
+  std::unique_ptr<EmbeddingFile> embedding_;  // null where the weights hold it
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<Ffn> ffn_;
   Record record_;

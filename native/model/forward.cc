@@ -20,10 +20,11 @@ namespace {
 constexpr size_t kUnitBlocks = kColBlock / kRowBlock;
 }  // namespace
 
-Forward::Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn, Record& record,
-                 const kernels::Kernels& k, ThreadPool& pool, size_t max_rows)
+Forward::Forward(const ModelDesc& desc, const Weights& weights, EmbeddingFile* embedding, KvCache& kv,
+                 Ffn* ffn, Record& record, const kernels::Kernels& k, ThreadPool& pool, size_t max_rows)
     : desc_(desc),
       weights_(weights),
+      embedding_(embedding),
       ffn_(ffn),
       record_(record),
       k_(k),
@@ -88,12 +89,13 @@ void Forward::run_layer(const Batch& batch, size_t layer, const RowParts& parts)
 
 void Forward::embed(const Batch& batch) {
   const size_t hidden = desc_.hidden;
+  if (embedding_) embedding_->rows(batch.tokens, pool_, x_);
   for (const BatchSequence& s : batch.sequences)
     pool_.parallel_for(s.count, 16, [&](size_t begin, size_t end, size_t) {
       for (size_t i = begin; i < end; ++i) {
         float* x = x_.row(s.first_row + i);
         const Matrix& e = weights_.embed;
-        quant::decode_row(e.format, e.data, batch.tokens[s.first_row + i], e.cols, x);
+        if (!embedding_) quant::decode_row(e.format, e.data, batch.tokens[s.first_row + i], e.cols, x);
         if (desc_.embedding_scale != 1.0f)
           for (size_t j = 0; j < hidden; ++j) x[j] *= desc_.embedding_scale;
         if (desc_.position_offset < 0) continue;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/attention.h"
+#include "model/embedding_file.h"
 #include "model/ffn.h"
 #include "model/linear.h"
 #include "model/record.h"
@@ -14,9 +15,9 @@ namespace hotset::model {
 // Holds the scratch memory for steps of up to `max_rows` tokens. One run at a time.
 class Forward {
  public:
-  // ffn: computes the FFNs if the weights hold none; null otherwise.
-  Forward(const ModelDesc& desc, const Weights& weights, KvCache& kv, Ffn* ffn, Record& record,
-          const kernels::Kernels& k, ThreadPool& pool, size_t max_rows);
+  // embedding: where the weights hold none; null otherwise. ffn: the same of the FFNs.
+  Forward(const ModelDesc& desc, const Weights& weights, EmbeddingFile* embedding, KvCache& kv, Ffn* ffn,
+          Record& record, const kernels::Kernels& k, ThreadPool& pool, size_t max_rows);
 
   // Computes the batch (its pages reserved) and returns logits [wanted rows][logits().ld], in input order.
   // `stop` is asked between layers; if it says true, Cancelled is thrown.
@@ -52,6 +53,7 @@ class Forward {
 
   const ModelDesc& desc_;
   const Weights& weights_;
+  EmbeddingFile* embedding_;
   Ffn* ffn_;
   Record& record_;
   const kernels::Kernels& k_;

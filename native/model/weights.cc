@@ -6,6 +6,7 @@
 #include <cstring>
 #include <set>
 #include <thread>
+#include <tuple>
 
 #include "base/crc32c.h"
 #include "base/error.h"
@@ -13,6 +14,8 @@
 
 namespace hotset::model {
 namespace {
+
+constexpr uint64_t kNear = 1 << 20;  // bytes between two tensors that are read with them
 
 struct MatrixSlot {
   const char* role;
@@ -78,8 +81,8 @@ std::string label(const std::string& role, int64_t layer) {
                         std::to_string(want_cols) + "]");
 }
 
-void check_shape(const std::string& what, const Matrix& m, int64_t rows, int64_t cols) {
-  if (!m) throw InvalidArgument("weight '" + what + "' is missing");
+void check_shape(const std::string& what, const Matrix& m, int64_t rows, int64_t cols, bool held = true) {
+  if (held ? !m : m.rows == 0) throw InvalidArgument("weight '" + what + "' is missing");
   if (m.rows != static_cast<size_t>(rows) || m.cols != static_cast<size_t>(cols))
     wrong_shape(what, m.rows, m.cols, rows, cols);
 }
@@ -137,8 +140,13 @@ Vector read_vector(const ModelDesc& desc, const TensorRef& t, const uint8_t* dat
 
 uint64_t pad_to(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
-// Compares `data`, which starts at block `first` of the file, with the checksums. Two threads: one CRC runs
-// at about 10 GB/s, a page-cached file is read at twice that.
+uint64_t tensor_bytes(const TensorRef& t) {
+  return t.cols == 0 ? t.rows * sizeof(float) : quant::packed_bytes(t.format, t.rows, t.cols);
+}
+
+}  // namespace
+
+// Two threads: one CRC runs at about 10 GB/s, a page-cached file is read at twice that.
 void verify(const FileChecksums& sums, size_t first, std::span<const uint8_t> data) {
   const size_t blocks = pad_to(data.size(), sums.block_bytes) / sums.block_bytes;
   if (first + blocks > sums.crc32c.size())
@@ -162,16 +170,11 @@ void verify(const FileChecksums& sums, size_t first, std::span<const uint8_t> da
       " do not have the checksum of the manifest; the file is damaged: copy it again or convert again");
 }
 
-uint64_t tensor_bytes(const TensorRef& t) {
-  return t.cols == 0 ? t.rows * sizeof(float) : quant::packed_bytes(t.format, t.rows, t.cols);
-}
-
-}  // namespace
-
 Weights::Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
-                 const std::vector<FileChecksums>& checksums, LoadMode mode, bool with_ffn)
+                 const std::vector<FileChecksums>& checksums, LoadMode mode, Parts parts)
     : layers(desc.layers.size()) {
   std::set<std::pair<std::string, int64_t>> seen;
+  std::vector<const TensorRef*> held;
   for (const TensorRef& t : tensors) {
     const std::string what = label(t.role, t.layer);
     if (!seen.emplace(t.role, t.layer).second) throw InvalidArgument("weight '" + what + "' is given twice");
@@ -183,9 +186,11 @@ Weights::Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
     if (t.bytes != tensor_bytes(t))
       throw InvalidArgument("weight '" + what + "' is " + std::to_string(t.bytes) +
                             " bytes, its shape and format need " + std::to_string(tensor_bytes(t)));
+    if (t.role == "embed" && !parts.embed) continue;
+    held.push_back(&t);
     bytes_ += t.bytes;
   }
-  find_sources(tensors);
+  find_sources(std::move(held));
   for (Source& s : sources_) {
     const auto sums =
         std::find_if(checksums.begin(), checksums.end(), [&](const auto& c) { return c.path == s.path; });
@@ -193,7 +198,10 @@ Weights::Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
   }
   for (const TensorRef& t : tensors) place(desc, t);
 
-  check_shape("embed", embed, desc.vocab, desc.hidden);
+  check_shape("embed", embed, desc.vocab, desc.hidden, parts.embed);
+  if (!head && !parts.embed)
+    throw InvalidArgument(
+        "an embedding that is the head, too, is read whole for every token: it must be in memory");
   if (!head) head = embed;
   check_shape("head", head, desc.vocab, desc.hidden);
   check_length("head_bias", head_bias, desc.vocab, false);
@@ -201,17 +209,17 @@ Weights::Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
   check_length("final_norm_bias", final_norm_bias, desc.hidden, false);
   if (desc.position_offset >= 0)
     check_shape("position", position, desc.context + desc.position_offset, desc.hidden);
-  for (size_t i = 0; i < layers.size(); ++i) check_layer(desc, layers[i], static_cast<int64_t>(i), with_ffn);
+  for (size_t i = 0; i < layers.size(); ++i) check_layer(desc, layers[i], static_cast<int64_t>(i), parts.ffn);
 }
 
-// One read (or mapping) per file: the store keeps a file's tensors next to each other.
-void Weights::find_sources(const std::vector<TensorRef>& tensors) {
-  for (const TensorRef& t : tensors) {
-    auto s =
-        std::find_if(sources_.begin(), sources_.end(), [&](const Source& x) { return x.path == t.path; });
-    if (s == sources_.end()) s = sources_.insert(sources_.end(), Source{t.path, t.offset, t.offset, nullptr});
-    s->begin = std::min(s->begin, t.offset);
-    s->end = std::max(s->end, t.offset + t.bytes);
+// One read (or mapping) for tensors that lie next to each other, as a store's do.
+void Weights::find_sources(std::vector<const TensorRef*> tensors) {
+  std::ranges::sort(tensors, {}, [](const TensorRef* t) { return std::tie(t->path, t->offset); });
+  for (const TensorRef* t : tensors) {
+    Source* last = sources_.empty() ? nullptr : &sources_.back();
+    if (!last || last->path != t->path || t->offset > last->end + kNear)
+      last = &sources_.emplace_back(Source{t->path, t->offset, t->offset, nullptr});
+    last->end = std::max(last->end, t->offset + t->bytes);
   }
 }
 
@@ -239,8 +247,9 @@ void Weights::read(Source& s, const FileChecksums* sums) {
 
 const uint8_t* Weights::address(const TensorRef& t) const {
   for (const Source& s : sources_)
-    if (s.path == t.path) return s.data + (t.offset - s.begin);
-  return nullptr;
+    if (s.path == t.path && s.begin <= t.offset && t.offset + t.bytes <= s.end)
+      return s.data + (t.offset - s.begin);
+  return nullptr;  // it stays in its file
 }
 
 void Weights::place(const ModelDesc& desc, const TensorRef& t) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,9 @@ struct FileChecksums {
   std::vector<uint32_t> crc32c;
 };
 
+// Compares `data`, which starts at block `first` of the file, with its checksums. Throws InvalidWeight.
+void verify(const FileChecksums& sums, size_t first, std::span<const uint8_t> data);
+
 // A packed matrix; `data` belongs to Weights.
 struct Matrix {
   const uint8_t* data = nullptr;
@@ -54,19 +58,22 @@ enum class LoadMode : uint8_t { read, mmap };
 
 class Weights {
  public:
-  // Reads (or maps) all tensors and checks that every role the descriptor needs is there with its shape
-  // (with_ffn false: all but gate, up and down).
+  struct Parts {
+    bool ffn = true;    // false: gate, up and down are elsewhere
+    bool embed = true;  // false: the embedding stays in its file, and `embed` has a shape but no data
+  };
+  // Reads (or maps) all tensors and checks that every role the descriptor needs is there with its shape.
   // What is read is compared with its checksums; what is mapped is not (that would read it all).
   // Throws InvalidArgument (unknown, missing, doubled role; wrong shape), IoError, OutOfMemory, InvalidWeight
   // (checksum).
   Weights(const ModelDesc& desc, const std::vector<TensorRef>& tensors,
-          const std::vector<FileChecksums>& checksums, LoadMode mode, bool with_ffn = true);
+          const std::vector<FileChecksums>& checksums, LoadMode mode, Parts parts);
 
   Matrix embed, position, head;  // head = embed where tied
   Vector final_norm, final_norm_bias, head_bias;
   std::vector<LayerWeights> layers;
 
-  size_t bytes() const { return bytes_; }  // of all tensors
+  size_t bytes() const { return bytes_; }  // of all tensors held
   size_t bytes_per_token() const;          // read from memory for one decoded token
   void touch() const;                      // brings mapped pages in
 
@@ -76,7 +83,7 @@ class Weights {
     uint64_t begin, end;
     const uint8_t* data;
   };
-  void find_sources(const std::vector<TensorRef>& tensors);
+  void find_sources(std::vector<const TensorRef*> tensors);
   void read(Source& s, const FileChecksums* sums);
   void map(Source& s);
   void place(const ModelDesc& desc, const TensorRef& t);

@@ -201,6 +201,7 @@ class Engine:
         of dicts.
     kv_tokens: tokens the KV cache can hold in all, rounded up to pages of 64; memory comes on first use.
     load: "read" (direct reads into huge pages, compared with `checksums`), "mmap" (not compared), or "auto" (read).
+    embed_io: the embedding stays on the drive, and this back end (SparseOptions) reads the rows of each step's tokens.
     Raises UsageError, FormatError (wrong role, shape), StorageError, MemoryBudgetError, HostError.
     """
 
@@ -219,6 +220,7 @@ class Engine:
         pin: bool = True,
         neurons: NeuronFile | None = None,
         sparse: SparseOptions | None = None,
+        embed_io: str | None = None,
     ) -> None: ...
     def sequence_new(self) -> int: ...
     def sequence_fork(self, seq: int) -> int:

@@ -98,6 +98,7 @@ def _load_core(
         max_step_tokens=allotment.max_step_tokens,
         load=options.load,
         isa=options.isa,
+        embed_io=plan.backend if plan and plan.embedding == "drive" else None,
     )
 
 
@@ -112,8 +113,12 @@ def load_core(
     kv: KvType = "f16",
     load: str = "auto",
     isa: str | None = None,
+    embed_io: str | None = None,
 ) -> _core.Engine:
-    """The native engine of a store alone. sparse: how one gets at the neurons of a packed store, None for others."""
+    """The native engine of a store alone. sparse: how one gets at the neurons of a packed store, None for others.
+
+    embed_io: what reads the embedding, if it stays on the drive.
+    """
     found = [(spec, store.entries.get(spec.name)) for spec in model.tensors]
     tensors = [
         tensor_ref(spec.role, spec.layer, entry)
@@ -134,6 +139,7 @@ def load_core(
         isa=isa,
         neurons=_neuron_file(store, model) if sparse else None,
         sparse=sparse,
+        embed_io=embed_io,
     )
     if (sparsity := read_sparsity(store)) is not None:
         for layer, floor in enumerate(ffn_floors(store, sparsity, len(model.config.layers), model.config.ffn)):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from hotset import LLM
+from hotset.engine.budget import Host
 from hotset.errors import FormatError, HotsetError, MemoryBudgetError, StorageError, UsageError
+from hotset.formats.profile import fingerprint, read_profile, write_profile
 from hotset.formats.store import NEURONS, open_store
 from hotset.models import resolve
 from hotset.planner.plan_file import Plan, read_plan, write_plan
@@ -44,6 +49,25 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "source/config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     convert(folder / "source", folder / "dense", quant="f32")
     return folder / "dense"
+
+
+@pytest.fixture(scope="module")
+def untied(dense: Path, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed model with a head that is a copy of its embedding, in the same order of neurons."""
+    folder = tmp_path_factory.mktemp("untied")
+    source = dense.parent / "source"
+    weights = load_file(source / "model.safetensors")
+    shutil.copytree(source, folder / "source")
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}, folder / "source/model.safetensors")
+    config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (folder / "source/config.json").write_text(json.dumps(config))
+    convert(folder / "source", folder / "dense", quant="f32")
+    made = open_store(folder / "dense")
+    write_profile(
+        replace(read_profile(packed.parent / "dense/profile.safetensors"), model=fingerprint(made)),
+        folder / "dense/profile.safetensors",
+    )
+    return pack(folder / "dense", folder / "packed", fmt="q8_0").dest
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +149,35 @@ def test_a_budget_is_planned_and_kept(packed: Path, cache: Path) -> None:
         assert third.plan is not None and third.plan.hot == llm.plan.hot
 
 
+def test_an_embedding_on_the_drive_changes_no_token(untied: Path, everything: tuple[int, ...], tmp_path: Path) -> None:
+    """The head is a copy of the embedding, so the text is that of the model in which they are one."""
+    for embedding in ("memory", "drive"):
+        settings = {"predictor": "gate", "hot": 30, "cold_slots": 300, "embedding": embedding}
+        assert tokens_of(untied, tmp_path, **settings) == everything, embedding
+
+
+def test_the_embedding_stays_on_the_drive_where_neurons_compete_for_memory(
+    untied: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Host, "measure", lambda: Host(base=50 << 20, free=1 << 34))  # to the byte, every time
+
+    def works(store: Path, memory: int) -> bool:
+        try:
+            return bool(planned(store, memory=memory, context=256))
+        except MemoryBudgetError:
+            return False
+
+    least = {store: bisect_left(range(1 << 30), True, key=lambda m, s=store: works(s, m)) for store in (untied, packed)}
+    assert planned(untied, memory=least[untied], context=256).embedding == "drive"
+    assert planned(packed, memory=least[packed], context=256).embedding == "memory"  # it is the head, too
+    assert planned(untied).embedding == "memory"
+    held, left = (planned(untied, embedding=where) for where in ("memory", "drive"))
+    saved = open_store(untied).entries["model.embed_tokens.weight"].bytes
+    assert held.memory["resident"] - left.memory["resident"] == saved
+    with pytest.raises(UsageError, match="its head, too"):
+        planned(packed, embedding="drive")
+
+
 def test_too_small_a_budget_is_refused_before_loading(packed: Path) -> None:
     with pytest.raises(MemoryBudgetError, match=r"the least that works is (\d+)MiB") as refused:
         LLM(packed, memory="20MiB", context=256)
@@ -158,6 +211,7 @@ def test_plans_that_do_not_belong_here(packed: Path, unprofiled: Path, dense: Pa
         ({"hot": 173}, UsageError, "a layer has 172 neurons"),
         ({"depth": 0}, UsageError, "at least 1"),
         ({"predictor": "oracle"}, UsageError, "want all, gate, low-rank or sketch"),
+        ({"embedding": "tape"}, UsageError, "want memory or drive"),
         ({"policy": "best"}, UsageError, "want lru, clock, lfu or window"),
         ({"cold_slots": 10**9}, MemoryBudgetError, "choose fewer"),
     ],

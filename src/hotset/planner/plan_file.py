@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
 from hotset.planner.sizes import POLICIES, Predictor
 
 FORMAT_VERSION = 1
+Embedding = Literal["memory", "drive"]
 _MOST_BYTES = 1 << 20  # of the file; a model of 1000 layers takes some ten KB
 
 
@@ -49,6 +50,7 @@ class Plan:
     memory: Mapping[str, int]
     loss: float | None = None  # of perplexity that the predictor may cost, relative; None: as it was calibrated
     energy: float | None = None  # share given up where neurons are in memory, for a low-rank predictor
+    embedding: Embedding = "memory"  # "drive": the rows of each step's tokens are read from there
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
@@ -125,6 +127,8 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
     if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
+    if plan.embedding not in ("memory", "drive"):
+        raise ValueError("embedding is memory or drive")
     if type(plan.overlap) is not bool:
         raise ValueError("overlap is true or false")
     return plan

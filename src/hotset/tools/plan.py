@@ -22,14 +22,14 @@ from hotset.models import Model
 from hotset.planner import plan as planner
 from hotset.planner.drafting import or_drafted
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
-from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
+from hotset.planner.plan_file import Embedding, MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, Predictor
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
 from hotset.tools.plan_loss import Giving, Losses, Place
 from hotset.tools.plan_profile import profiled
 from hotset.tools.plan_settings import checked
-from hotset.tools.plan_sizes import neuron_sizes, read_per_token, resident_bytes
+from hotset.tools.plan_sizes import embedding_buffers, embedding_bytes, neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
 _TIGHT_CONTEXT = 2048
@@ -110,6 +110,11 @@ class _Planning:
         self.resident = resident_bytes(store)
         self.sizes = neuron_sizes(store, model, self.trained, self.sketch)
         self.profiled = self._profiled()
+        self.more_buffers = 0
+        self.embedding = self._embedding()
+        if self.embedding == "drive":
+            self.resident -= embedding_bytes(store, model)
+            self.more_buffers = embedding_buffers(store, model)
 
     def plan(self) -> Plan:
         depth = self.given.get("depth") or self._depth()
@@ -126,6 +131,7 @@ class _Planning:
             hot=placement.hot,
             cold_slots=placement.cold_slots,
             policy=self.given.get("policy", POLICY),
+            embedding=self.embedding,
             backend=self.given.get("backend") or (self.rates.backend if self.rates else "auto"),
             depth=depth,
             threads=self.threads,
@@ -180,28 +186,43 @@ class _Planning:
         return self.rates.best_depth[nearest]
 
     def _overhead(self, step_tokens: int) -> int:
-        return self.sizes.overhead_bytes(step_tokens, self.threads)
+        return self.sizes.overhead_bytes(step_tokens, self.threads) + self.more_buffers
+
+    def _embedding(self) -> Embedding:
+        """On the drive where neurons compete for the memory: a token reads one row of it, some microseconds."""
+        chosen: Embedding | None = self.given.get("embedding")
+        if not embedding_bytes(self.store, self.model):
+            if chosen == "drive":
+                raise UsageError(
+                    "embedding=drive: this model's embedding is its head, too, which each token reads whole"
+                )
+            return "memory"
+        return chosen or ("memory" if self._whole() else "drive")
 
     def _allotment(self) -> Allotment:
         """Context, KV cache and size of a prompt's steps: all that is wished if the whole model has room beside it."""
-        wishes, overhead, stride = self.wishes, self._overhead(512), self.sizes.stride
-        everything = self.resident + overhead + self.sizes.neurons * stride
-        least = self.resident + overhead + self.sizes.ffn * stride
-        try:
-            whole = self._allot(everything, wishes.context)
-        except MemoryBudgetError:
-            whole = None
-        tight = wishes.context or min(self.config.context, _TIGHT_CONTEXT)
-        if whole is not None and whole.context >= tight:
-            found = whole
-        else:
+        found = self._whole()
+        if found is None:
+            least = self.resident + self._overhead(512) + self.sizes.ffn * self.sizes.stride
             try:
-                found = self._allot(least, tight)
+                found = self._allot(least, self._tight_context())
             except MemoryBudgetError:
-                found = self._allot(least, wishes.context)
+                found = self._allot(least, self.wishes.context)
         if "prefill_chunk" in self.given:
             return replace(found, max_step_tokens=self.given["prefill_chunk"])
         return found
+
+    def _whole(self) -> Allotment | None:
+        """If all neurons have room beside what is wished."""
+        everything = self.resident + self._overhead(512) + self.sizes.neurons * self.sizes.stride
+        try:
+            found = self._allot(everything, self.wishes.context)
+        except MemoryBudgetError:
+            return None
+        return found if found.context >= self._tight_context() else None
+
+    def _tight_context(self) -> int:
+        return self.wishes.context or min(self.config.context, _TIGHT_CONTEXT)
 
     def _allot(self, weights: int, context: int | None) -> Allotment:
         return allot(

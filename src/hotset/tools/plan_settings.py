@@ -9,8 +9,10 @@ from hotset.errors import UsageError
 from hotset.planner.plan import POLICY
 from hotset.planner.sizes import POLICIES
 
-SETTINGS = ("predictor", "hot", "cold_slots", "policy", "backend", "depth", "threads", "context", "prefill_chunk")
-_TEXTS = ("predictor", "policy", "backend")
+SETTINGS = (
+    "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "threads", "context", "prefill_chunk"
+)  # fmt: skip
+_TEXTS = ("predictor", "policy", "embedding", "backend")
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,4 +32,6 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"predictor={found['predictor']!a:.40}: want all, gate, low-rank or sketch")
     if found.get("policy", POLICY) not in POLICIES:
         raise UsageError(f"policy={found['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
+    if found.get("embedding", "memory") not in ("memory", "drive"):
+        raise UsageError(f"embedding={found['embedding']!a:.40}: want memory or drive")
     return found

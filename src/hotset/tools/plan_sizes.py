@@ -10,6 +10,9 @@ from hotset.models import Model, least_gate
 from hotset.planner.sizes import NeuronSizes
 from hotset.quant import packed_bytes
 
+_ROW_BLOCK = 16  # rows that lie together, native/quant/format.h
+_READS = 64  # in flight, EmbeddingFile::kBatch
+
 
 def neuron_sizes(store: Store, model: Model, trained: Predictors | None, sketch: Sketch | None = None) -> NeuronSizes:
     """trained, sketch: predictors that may be used; None: none."""
@@ -38,8 +41,30 @@ def resident_bytes(store: Store) -> int:
     return sum(e.bytes for e in store.entries.values() if store.neurons is None or e.path != store.neurons.path)
 
 
+def embedding_bytes(store: Store, model: Model) -> int:
+    """Of an embedding of which a token reads one row; 0 where it is the head, too."""
+    entries = [
+        store.entries[spec.name] for spec in model.tensors if spec.role == "embed" and spec.name in store.entries
+    ]
+    return sum(entry.bytes for entry in entries) if _has_head(store, model) else 0
+
+
+def embedding_buffers(store: Store, model: Model) -> int:
+    """What reading its rows from the drive takes: native/model/embedding_file.cc."""
+    entry = next(store.entries[spec.name] for spec in model.tensors if spec.role == "embed")
+    block = entry.bytes // -(-entry.rows // _ROW_BLOCK)
+    return _READS * (block + 2 * max(_core.direct_alignment(str(entry.path)), 1)) if _has_head(store, model) else 0
+
+
+def _has_head(store: Store, model: Model) -> bool:
+    return any(spec.role == "head" and spec.name in store.entries for spec in model.tensors)
+
+
 def read_per_token(store: Store, model: Model) -> int:
     """Bytes of weights outside the FFNs that a token reads: all but the embeddings, unless they are the head."""
-    has_head = any(spec.role == "head" and spec.name in store.entries for spec in model.tensors)
-    unread = {spec.name for spec in model.tensors if spec.role == "position" or (spec.role == "embed" and has_head)}
+    unread = {
+        spec.name
+        for spec in model.tensors
+        if spec.role == "position" or (spec.role == "embed" and _has_head(store, model))
+    }
     return resident_bytes(store) - sum(store.entries[name].bytes for name in unread if name in store.entries)
