@@ -37,7 +37,7 @@ def test_a_vector_is_a_plain_array() -> None:
 
 
 def test_one_format_is_for_all_matrices() -> None:
-    assert parse_quant("q8_0") == QuantPlan("q8_0", "q8_0", "q8_0", "q8_0")
+    assert parse_quant("q8_0") == QuantPlan("q8_0", "q8_0", "q8_0", "q8_0", "q8_0")
     assert parse_quant("auto") == QuantPlan()
     assert parse_quant("q8_0").of("vector") == "f32"
 
@@ -70,4 +70,4 @@ def test_what_cannot_be_meant_is_refused(text: str, message: str) -> None:
 
 
 def test_classes() -> None:
-    assert CLASSES == ("attention", "ffn", "embedding", "head")
+    assert CLASSES == ("attention", "ffn", "embedding", "head", "predictor")

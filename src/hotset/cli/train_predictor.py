@@ -26,6 +26,9 @@ def train_predictor(
     rank: Annotated[str, typer.Option(metavar="auto|R", help="Of the maps; auto: each layer's own.")] = "auto",
     loss: Annotated[str, typer.Option(metavar="SHARE", help="Allowed loss of perplexity.")] = "0.5%",
     measure: Annotated[int, typer.Option(help="Tokens of each run that sets the thresholds.")] = 256,
+    published: Annotated[
+        bool, typer.Option("--published", help="Take those that the checkpoint brought; only set thresholds.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: all cores.")] = 0,
     json: JsonFlag = False,
 ) -> None:
@@ -35,7 +38,9 @@ def train_predictor(
     from hotset.tools.train_predictor import TrainOptions
     from hotset.tools.train_predictor import train_predictor as tool
 
-    options = TrainOptions(tokens, written, parse_rank(rank), parse_share(loss, "--loss"), measure, threads)
+    options = TrainOptions(
+        tokens, written, parse_rank(rank), parse_share(loss, "--loss"), measure, threads, published=published
+    )
     with progress_bar(not json) as progress:
         report = tool(resolve_model(model), text, options, progress)
     for line in report.notes:

@@ -23,7 +23,7 @@ _PARTS = {"neurons": BUNDLES, "order": ORDER, "crc32c": SUMS}
 
 
 def tensor_name(layer: int, part: str) -> str:
-    """part: "neurons", "order" or "crc32c"."""
+    """part: "neurons", "order" or "crc32c"; of a checkpoint's own predictor "predictor_in" or "predictor_out"."""
     return f"hotset.layers.{layer}.{part}"
 
 

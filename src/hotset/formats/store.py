@@ -7,7 +7,9 @@ token. `Store.verify` reads everything.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ RESIDENT, NEURONS = "resident.safetensors", "neurons.safetensors"
 WEIGHT_FILES = (RESIDENT, NEURONS)
 STORED = (*FORMATS, BUNDLES, ORDER, SUMS)
 ARRAYS = ("f32", ORDER, SUMS)  # plain little-endian arrays of 4-byte numbers, [n]
+_PUBLISHED = re.compile(r"hotset\.layers\.\d+\.predictor_(in|out)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,13 @@ class Store:
     entries: dict[str, StoreEntry]  # by Hugging Face tensor name
     files: dict[str, FileSum]
     neurons: NeuronInfo | None = None  # of a packed store: it has bundles in place of the FFN matrices
+    published: Mapping[str, StoreEntry] = field(
+        default_factory=dict
+    )  # a checkpoint's own predictors; no run reads them
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all tensors, padding to 4 KiB left out."""
+        """Bytes of all tensors that a run may read, padding to 4 KiB left out."""
         return sum(entry.bytes for entry in self.entries.values())
 
     @property
@@ -88,7 +94,7 @@ class Store:
 
     def verify_tensor(self, name: str) -> None:
         """Reads the blocks in which a tensor lies and compares them with the manifest. Raises StorageError."""
-        entry = self.entries[name]
+        entry = self.published.get(name) or self.entries[name]
         path = Path(entry.path)
         for index in range(entry.offset // BLOCK_BYTES, -(-(entry.offset + entry.bytes) // BLOCK_BYTES)):
             _check_block(path, self.files[path.name], index)
@@ -116,13 +122,14 @@ def open_store(path: Path | str) -> Store:
         raise FormatError(f"{path / CONFIG} has no section 'hotset'; it was replaced after conversion: convert again")
     _check_version(path / CONFIG, section)
     entries: dict[str, StoreEntry] = {}
+    published: dict[str, StoreEntry] = {}
     for name in WEIGHT_FILES:
         _check_size(path / name, files[name].bytes)
         for tensor, entry in read_weights(path / name).items():
-            if tensor in entries:
+            if tensor in entries or tensor in published:
                 raise FormatError(f"tensor {quoted(tensor)} is in both weight files of {path}")
-            entries[tensor] = entry
-    return Store(path, config, entries, files, neuron_info(path, section, entries))
+            (published if _PUBLISHED.fullmatch(tensor) else entries)[tensor] = entry
+    return Store(path, config, entries, files, neuron_info(path, section, entries), published)
 
 
 def manifest_json(files: dict[str, FileSum]) -> bytes:

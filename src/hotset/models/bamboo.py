@@ -25,7 +25,8 @@ def build(cfg: Reader) -> Parts:
         config=replace(c, act_up=c.act_gate, up_threshold=c.gate_threshold),
         predictor=PREDICTOR,
         notes=(
-            "predictors that the checkpoint may hold are left out: all neurons are computed, not only the predicted",
+            "all neurons are computed, not only those that predictors in the checkpoint choose; the store keeps the "
+            "predictors for `hotset train-predictor --published`",
         ),
     )
 

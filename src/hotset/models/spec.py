@@ -10,7 +10,7 @@ from typing import Any, Literal
 from hotset.config import ModelConfig
 from hotset.models.reader import Reader
 
-Kind = Literal["embedding", "attention", "ffn", "head", "vector"]
+Kind = Literal["embedding", "attention", "ffn", "head", "predictor", "vector"]
 Names = Mapping[str, str]  # role -> Hugging Face tensor name, "{}" standing for the layer
 
 

@@ -18,6 +18,7 @@ class QuantPlan:
     ffn: str = AUTO
     embedding: str = AUTO
     head: str = AUTO
+    predictor: str = AUTO  # of checkpoints that bring their own
 
     def of(self, kind: str) -> str:
         """The choice for a TensorSpec.kind; vectors (norms, biases) are always f32."""
@@ -33,7 +34,8 @@ class QuantPlan:
 
 CLASSES: tuple[str, ...] = tuple(f.name for f in fields(QuantPlan))
 # 4 bits where most bytes are; 8 for the matrices that turn tokens into numbers and back, which lose most by fewer.
-HF_DEFAULT = QuantPlan(attention="q4_0", ffn="q4_0", embedding="q8_0", head="q8_0")
+# Predictors get theirs when they are taken over, so until then they lose little.
+HF_DEFAULT = QuantPlan(attention="q4_0", ffn="q4_0", embedding="q8_0", head="q8_0", predictor="q8_0")
 
 
 def parse_quant(text: str) -> QuantPlan:
@@ -44,7 +46,7 @@ def parse_quant(text: str) -> QuantPlan:
     text = text.strip()
     if "=" not in text:
         name = _choice(text)
-        return QuantPlan(name, name, name, name)
+        return QuantPlan(*[name] * len(CLASSES))
     plan = QuantPlan()
     seen: set[str] = set()
     for part in text.split(","):

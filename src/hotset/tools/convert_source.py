@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hotset.errors import FormatError, ModelError, StorageError, UsageError
 from hotset.formats import gguf, safetensors
 from hotset.formats.files import Json, quoted, read_at, read_json, storage_error
+from hotset.formats.neurons import tensor_name
 from hotset.models import GgufImport, Model, TensorSpec, from_gguf, resolve
 
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -66,7 +67,7 @@ class Source:
     name: str
     config: Json  # in Hugging Face's keys
     model: Model
-    tensors: tuple[SourceTensor, ...]  # in the order of model.tensors
+    tensors: tuple[SourceTensor, ...]  # in the order of model.tensors; then published predictors, which no run reads
     files: dict[str, bytes]  # tokenizer and the like, for the store
     fingerprint: str  # of the contents, whatever the file is called
     notes: tuple[str, ...] = ()  # what the user should know
@@ -135,6 +136,10 @@ def _open_folder(folder: Path, ignore_keys: Collection[str]) -> Source:
         for spec, name in match_tensors(model, {name: model.canonical(name) for name in found}, shapes, str(folder))
     )
     files, notes = _folder_files(folder)
+    tensors += tuple(
+        _checked(SourceTensor(spec, found[name][1].dtype, found[name][0], found[name][1].offset))
+        for spec, name in match_predictors(model, shapes, str(folder))
+    )
     digest = _fingerprint(tensors, [(folder / "config.json").read_bytes(), *files.values()])
     return Source("safetensors", folder.resolve().name, config, model, tensors, files, digest, (*model.notes, *notes))
 
@@ -219,6 +224,26 @@ def match_tensors(
             "Check that config and weights belong together and that all files are there"
         )
     return [(spec, found[spec.name]) for spec in model.tensors if spec.name in found]
+
+
+def match_predictors(model: Model, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[tuple[TensorSpec, str]]:
+    """The tensors of the predictors that a checkpoint brings, as the store will have them, with their names in it.
+
+    Two matrices for each layer, [rank, hidden] and [ffn, rank], with a rank of its own; none at all is fine.
+    Raises ModelError naming one that is missing or of the wrong shape.
+    """
+    c, rows = model.config, list[tuple[TensorSpec, str]]()
+    layers = [{role: name.format(i) for role, name in model.predictor.items()} for i in range(len(c.layers))]
+    if not any(name in shapes for layer in layers for name in layer.values()):
+        return rows
+    for i, layer in enumerate(layers):
+        rank = (shapes.get(layer["predictor_in"]) or (0,))[0]
+        for role, wanted in (("predictor_in", (rank, c.hidden)), ("predictor_out", (c.ffn, rank))):
+            if (got := shapes.get(name := layer[role])) != wanted or not rank:
+                found = "is missing" if got is None else f"has shape {list(got)}, wanted {list(wanted)}"
+                raise ModelError(f"{where}: {quoted(name)} {found}; the predictors are damaged: download them again")
+            rows.append((TensorSpec(tensor_name(i, role), role, i, *wanted, "predictor"), name))
+    return rows
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

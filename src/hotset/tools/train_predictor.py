@@ -1,7 +1,8 @@
 """`hotset train-predictor`: maps that say which neurons a token needs, fitted on text and calibrated on the engine.
 
 The model runs the text once; the FFNs' inputs go to the drive. Then one layer after another is fitted
-(train_predictor_fit.py), in memory for one layer; at last thresholds are chosen (train_predictor_calibrate.py).
+(train_predictor_fit.py), in memory for one layer, or the checkpoint's own maps are taken
+(train_predictor_published.py); at last thresholds are chosen (train_predictor_calibrate.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hotset.tools.profile_text import Window, windows
 from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality, calibrate
 from hotset.tools.train_predictor_fit import FORMAT, LOSSES, ROWS, LayerFit, LayerInputs, TrainingInputs, fit_layer
 from hotset.tools.train_predictor_inputs import Floats, capture, read_neurons
+from hotset.tools.train_predictor_published import check_published, published_maps, try_published
 from hotset.tools.train_predictor_report import TrainReport, layer_report
 from hotset.tools.train_predictor_written import continuations, kv_tokens
 
@@ -48,6 +50,7 @@ class TrainOptions:
     threads: int = 0  # 0: all cores
     ahead: bool = True  # maps are given the input of the FFN before
     fetch: float = FETCH  # share of energy given up where neurons are missing, to that where they are in memory
+    published: bool = False  # take those of the checkpoint, which are given their own layer's input
 
     def check(self, hidden: int) -> None:
         """Raises UsageError."""
@@ -57,6 +60,8 @@ class TrainOptions:
             raise UsageError(
                 f"rank is {self.rank}; wanted a multiple of {ROWS} up to {hidden}, the hidden size, or auto"
             )
+        if self.published and self.rank is not None:
+            raise UsageError("--rank is for maps to be fitted; published ones have their own: leave out one of both")
         if self.written and self.written < 2 * _LEAST_TOKENS:
             raise UsageError(f"{self.written} tokens to be written; wanted 0 or at least {2 * _LEAST_TOKENS}")
         if not 0 < self.loss < 1:
@@ -70,9 +75,10 @@ class TrainOptions:
 def train_predictor(
     folder: Path, text: Sequence[Path], options: TrainOptions | None = None, progress: Progress = silent
 ) -> TrainReport:
-    """Trains predictors of all layers of a packed store and writes them beside it.
+    """Trains predictors of all layers of a packed store, or takes its checkpoint's, and writes them beside it.
 
-    Raises: UsageError (store that is not packed), InputError (no text, too little), StorageError, FormatError.
+    Raises: UsageError (store that is not packed, or has none of its checkpoint), InputError (no text, too little),
+        StorageError, FormatError.
     """
     store = open_store(folder)
     if store.neurons is None:
@@ -92,6 +98,8 @@ class _Training:
         self.options, self.work, self.progress = options, work, progress
         self.model = resolve(store.config)
         options.check(self.model.config.hidden)
+        if options.published:
+            check_published(store, self.model)
         self.bench = Bench(store, self.model, options.threads)
         self.store, self.info = store, self.bench.info
         self.maps: list[tuple[Floats, Floats]] = []  # by layer; files in `work`, rows of up in the model's own order
@@ -104,12 +112,17 @@ class _Training:
         training, held_out = split(windows(text, tokenizer, size, self.options.tokens))
         for part, written in zip((training, held_out), self._written(training, tokenizer), strict=True):
             part += written
-        inputs, passages = self._inputs(training, held_out)
-        self._fit(inputs, sum(len(window) - 1 for window in training))
+        if self.options.published:
+            inputs, passages = self._inputs([], held_out)
+            self._take(inputs)
+        else:
+            inputs, passages = self._inputs(training, held_out)
+            self._fit(inputs, sum(len(window) - 1 for window in training))
         runs = self._calibrate(passages)
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
         took = time.monotonic() - start
-        report = TrainReport(layers, runs[-1], runs[:-1], self.options.loss, self.options.fetch, inputs.shape[1], took)
+        loss, fetch, published = self.options.loss, self.options.fetch, self.options.published
+        report = TrainReport(layers, runs[-1], runs[:-1], loss, fetch, published, inputs.shape[1], took)
         facts, tried = self._facts(report.facts), report.agreements
         path = write_predictors(
             self.store.path, self.info, self.maps, self._tables(), report.measured, facts, FORMAT, tried
@@ -132,12 +145,12 @@ class _Training:
 
     def _fit(self, inputs: Floats, count: int) -> None:
         """count: tokens to fit on; the rest is held out."""
-        hidden, layers = self.model.config.hidden, self.info.layers
+        hidden = self.model.config.hidden
         own = sorted({max(round(share * hidden / ROWS), 1) * ROWS for share in _RANKS})
         ranks = own if self.options.rank is None else [self.options.rank]
         every = max(1, (inputs.shape[1] - count) // _TRIED)
         before: TrainingInputs | None = None
-        for layer in range(layers):
+        for layer in range(self.info.layers):
             neurons = read_neurons(self.store, self.model, layer)
             x, held_out = np.array(inputs[layer, :count]), np.array(inputs[layer, count::every])
             found = moments(x)
@@ -150,9 +163,22 @@ class _Training:
             before = training
             own_order = np.empty_like(up)
             own_order[self.info.read_order(layer)] = up
-            self.maps.append((self._kept(f"down-{layer}", down), self._kept(f"up-{layer}", own_order)))
-            self.fits.append(fit)
-            self.progress(layer + 1, layers, "layers")
+            self._add(layer, down, own_order, fit)
+
+    def _take(self, inputs: Floats) -> None:
+        """The checkpoint's maps, tried on inputs that all are held out."""
+        every = max(1, inputs.shape[1] // _TRIED)
+        for layer in range(self.info.layers):
+            down, up = published_maps(self.store, self.model, layer)
+            neurons = read_neurons(self.store, self.model, layer)
+            fit = try_published(neurons, down, up[self.info.read_order(layer)], np.array(inputs[layer, ::every]))
+            self._add(layer, down, up, fit)
+
+    def _add(self, layer: int, down: Floats, up: Floats, fit: LayerFit) -> None:
+        """up: rows in the model's own order."""
+        self.maps.append((self._kept(f"down-{layer}", down), self._kept(f"up-{layer}", up)))
+        self.fits.append(fit)
+        self.progress(layer + 1, self.info.layers, "layers")
 
     def _kept(self, name: str, matrix: Floats) -> Floats:
         """A matrix in a file, so that memory need not hold those of all layers."""
@@ -185,11 +211,12 @@ class _Training:
         return Thresholds(LOSSES, scores, predicted, recall)
 
     def _facts(self, facts: Mapping[str, bool | float]) -> dict[str, bool | float]:
-        return {**facts, "ahead": self.options.ahead, "fetch": self.options.fetch}
+        published = self.options.published
+        return {**facts, "relu": published, "ahead": self.options.ahead and not published, "fetch": self.options.fetch}
 
     def _everything(self) -> Predictors:
         """The maps as the engine reads them, not calibrated."""
-        facts = self._facts({"relu": False, "active": 1.0, "energy": 0.0, "perplexity_change": 0.0})
+        facts = self._facts({"active": 1.0, "energy": 0.0, "perplexity_change": 0.0})
         write_predictors(self.work, self.info, self.maps, self._tables(), [(1.0, 1.0)], facts, FORMAT)
         trained = read_predictors(self.work, self.info)
         assert trained is not None

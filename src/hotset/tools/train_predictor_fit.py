@@ -93,16 +93,16 @@ def fit_layer(
     energy = np.square(neurons.contributions(held_out.x))
     best = None
     for down, up in _maps(neurons, training, ranks):
-        rounded = _rounded(down), _rounded(up)
-        middle: Floats = held_out.seen @ rounded[0].T
-        tried = try_scores(middle @ rounded[1].T, energy)
-        cost = _bytes(down, up) + tried.at(loss)[1] * len(up) * _MISSES * 3 * _core.vector_bytes("q4_0", down.shape[1])
+        middle: Floats = held_out.seen @ rounded(down).T
+        tried = try_scores(middle @ rounded(up).T, energy)
+        wanted = tried.at(loss)[1] * len(up)
+        cost = bytes_of(down, up) + wanted * _MISSES * 3 * _core.vector_bytes("q4_0", down.shape[1])
         if best is None or cost < best[0]:
             best = cost, down, up, tried
     assert best is not None
     _, down, up, tried = best
-    took = _time_us(down, up, held_out.seen[:1])
-    return down, up, LayerFit(len(down), _bytes(down, up), tried, took, time.monotonic() - start)
+    took = time_us(down, up, held_out.seen[:1])
+    return down, up, LayerFit(len(down), bytes_of(down, up), tried, took, time.monotonic() - start)
 
 
 def _maps(neurons: Neurons, given: TrainingInputs, ranks: Sequence[int]) -> Iterator[tuple[Floats, Floats]]:
@@ -132,7 +132,8 @@ def _regression(features: Floats, x: Floats) -> tuple[Floats, Floats]:
     return slopes, means[1] - means[0] @ slopes
 
 
-def _bytes(*matrices: Floats) -> int:
+def bytes_of(*matrices: Floats) -> int:
+    """As the engine will have them."""
     return sum(_core.packed_bytes(FORMAT, *matrix.shape) for matrix in matrices)
 
 
@@ -222,12 +223,13 @@ def _packed(matrix: Floats) -> NDArray[np.uint8]:
     return out
 
 
-def _rounded(matrix: Floats) -> Floats:
+def rounded(matrix: Floats) -> Floats:
+    """As the engine will have it."""
     return _core.decode(FORMAT, _packed(matrix), *matrix.shape)
 
 
-def _time_us(down: Floats, up: Floats, x: Floats) -> float:
-    """Least of five."""
+def time_us(down: Floats, up: Floats, x: Floats) -> float:
+    """Of the scores for x [1, hidden], one thread; least of five."""
     isa, first, second = _core.select_isa(), _packed(down), _packed(up)
     times = []
     for _ in range(5):

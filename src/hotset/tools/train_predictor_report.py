@@ -34,6 +34,7 @@ class TrainReport:
     others: list[Quality]  # of the other thresholds that were tried
     allowed: float
     fetch: float  # share of energy given up where neurons are missing, to that where they are in memory
+    published: bool  # the checkpoint's own
     tokens: int
     seconds: float
     path: Path = Path()
@@ -56,10 +57,9 @@ class TrainReport:
         return sum(layer.active for layer in self.layers)
 
     @property
-    def facts(self) -> dict[str, bool | float]:
+    def facts(self) -> dict[str, float]:
         """As the file of predictors has them."""
         return {
-            "relu": False,
             "active": self._active / len(self.layers),
             "energy": self.quality.energy,
             "perplexity_change": self.quality.change,
@@ -79,9 +79,10 @@ class TrainReport:
     def notes(self) -> list[str]:
         if self.quality.surely <= self.allowed:
             return []
+        remedy = "leave out --published to train some" if self.published else "train on more text, raise --rank"
         return [
-            f"no thresholds keep the loss within {self.allowed:.2%}: these lose {self.quality.surely:.2%}; train on "
-            "more text, raise --rank or allow more --loss"
+            f"no thresholds keep the loss within {self.allowed:.2%}: these lose {self.quality.surely:.2%}; "
+            f"{remedy} or allow more --loss"
         ]
 
 
