@@ -58,7 +58,7 @@ def resolve(config: Mapping[str, Any], *, ignore_keys: Collection[str] = ()) -> 
     return Model(
         family=family.name,
         config=parts.config,
-        tensors=tensor_specs(parts.names, parts.config, parts.positions),
+        tensors=tensor_specs(parts),
         unused=(*parts.unused, *copies, *predictors),
         prefixes=parts.prefixes,
         notes=parts.notes,
