@@ -15,6 +15,7 @@ from engine_runs import ISAS, Rows, assert_close, assert_engine_close, engine, g
 from golden_vectors import FOLDER, NAMES, Vector, load
 
 from hotset.config import ModelConfig
+from hotset.errors import UsageError
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.reference.arithmetic import Arithmetic
@@ -181,6 +182,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
         c, ropes=(replace(c.ropes[0], inv_freq=c.ropes[0].inv_freq[:4], attention_factor=1.2),)
     ),
     "one layer without rotation": lambda c: replace(c, layers=(c.layers[0], replace(c.layers[1], rope=-1))),
+    "FFN beside attention": lambda c: replace(c, parallel=True),
     "scales": lambda c: replace(c, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.25, logit_softcap=1.0),
 }
 
@@ -191,6 +193,13 @@ def test_variants_equal_the_twin(variant: str, stores: OpenStore) -> None:
     config = VARIANTS[variant](vector.model.config)
     want = assert_engine_meets_twin(vector, config, vector.tokens, stores("llama_linear", "f16"))
     assert typical(want - vector.twin("f16")[: len(want)]) > 0.05  # the variant is one
+
+
+def test_an_ffn_beside_attention_needs_attentions_norm(stores: OpenStore) -> None:
+    """OLMo 2 has none: its FFN would read what an earlier layer left behind."""
+    config = replace(load("olmo2").model.config, parallel=True)
+    with pytest.raises(UsageError, match="weight 'attn_norm of layer 0' is missing"):
+        engine(stores("olmo2", "bf16"), ISAS[0], config=config)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
