@@ -74,7 +74,7 @@ def test_opt_checkpoints_without_the_outer_prefix_are_read() -> None:
 
 
 def test_families() -> None:
-    assert set(families()) >= {"llama", "mistral", "qwen2", "qwen3", "gemma3", "olmo2", "opt"}
+    assert set(families()) >= {"llama", "mistral", "qwen2", "qwen3", "gemma3", "olmo2", "opt", "falcon"}
 
 
 def test_model_type_decides_where_no_architecture_is_named() -> None:
