@@ -26,7 +26,10 @@ FOLDER = Path(__file__).parent.parent / "tests" / "golden" / "vectors"
 CONTINUATION = 12  # greedy tokens
 LEAST_GAP = 0.05  # between the two best logits wherever argmax is compared; rounding must not swap them
 # Sharp attention, logits far apart, and blocks that matter beside the embedding (or a tied head repeats the token).
-GAIN = {"q_proj": 1.6, "k_proj": 1.6, "o_proj": 3.0, "out_proj": 3.0, "down_proj": 4.0, "fc2": 3.0, "lm_head": 3.0}
+GAIN = {
+    **{"q_proj": 1.6, "k_proj": 1.6, "o_proj": 3.0, "out_proj": 3.0, "down_proj": 4.0, "fc2": 3.0, "lm_head": 3.0},
+    **{"query_key_value": 1.6, "self_attention.dense": 2.0, "dense_4h_to_h": 3.0},
+}
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ OPT: dict[str, Any] = {
     "do_layer_norm_before": True,
     "activation_function": "relu",
 }
+FALCON: dict[str, Any] = dict.fromkeys(("intermediate_size", "num_key_value_heads", "rms_norm_eps"))
 
 CASES = (
     # Sizes that fill neither the 16 rows nor the 64 columns of a packed block, nor a group of 32.
@@ -278,6 +282,32 @@ CASES = (
         "nemotron",
         "NemotronForCausalLM",
         {"hidden_act": "relu2", "rms_norm_eps": None, "norm_eps": 1e-5, "partial_rotary_factor": 0.5},
+    ),
+    # The three layouts of query_key_value: one KV head; groups; a KV head for each head.
+    Case(
+        "falcon",
+        "falcon",
+        "FalconForCausalLM",
+        {**FALCON, "hidden_size": 56, "num_attention_heads": 7, "tie_word_embeddings": True},
+    ),
+    Case(
+        "falcon_grouped",
+        "falcon",
+        "FalconForCausalLM",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 160, "activation": "relu"},
+    ),
+    Case(
+        "falcon_in_turn",
+        "falcon",
+        "FalconForCausalLM",
+        {
+            **FALCON,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+            "ffn_hidden_size": 104,
+            "activation": "relu",
+        },
     ),
 )
 

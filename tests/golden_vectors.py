@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.formats.safetensors import read_header
-from hotset.models import Model, resolve
+from hotset.models import Model, TensorSpec, resolve
 from hotset.reference.arithmetic import Arithmetic, Array
 from hotset.reference.forward import Forward
 from hotset.reference.kv import KvKind
@@ -37,6 +37,13 @@ def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     return out
 
 
+def part_of(tensor: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """The rows of a checkpoint's tensor that are the spec's."""
+    if (f := spec.fused) is None:
+        return tensor
+    return tensor.reshape(-1, f.period, *tensor.shape[1:])[:, f.first : f.first + f.rows].reshape(spec.shape)
+
+
 @dataclass(frozen=True)
 class Vector:
     """One tiny model and what transformers computes with it."""
@@ -54,7 +61,7 @@ class Vector:
     @cached_property
     def weights(self) -> dict[tuple[str, int], NDArray[Any]]:
         tensors = read_tensors(self.folder / "model.safetensors")
-        return {(spec.role, spec.layer): tensors[spec.name] for spec in self.model.tensors}
+        return {(spec.role, spec.layer): part_of(tensors[spec.source_name], spec) for spec in self.model.tensors}
 
     @property
     def tokens(self) -> list[int]:

@@ -107,7 +107,7 @@ model::ModelDesc model_desc(const nb::dict& d) {
   f("embedding_scale", m.embedding_scale), f("logit_scale", m.logit_scale);
   f("logit_softcap", m.logit_softcap), f("residual_scale", m.residual_scale);
   f("position_offset", m.position_offset);
-  f("gated", m.gated);
+  f("parallel", m.parallel), f("gated", m.gated);
   std::string act;
   f("act_gate", act), m.act_gate = activation(act);
   f("act_up", act), m.act_up = activation(act);

@@ -45,7 +45,8 @@ struct ModelDesc {
   float attention_scale = 0.0f;  // multiplies q.k
   float embedding_scale = 1.0f, logit_scale = 1.0f, logit_softcap = 0.0f, residual_scale = 1.0f;
   int64_t position_offset = -1;  // >= 0: learned positions, row = position + offset (OPT: 2)
-  bool gated = true;             // down(f(gate) * h(up)) or down(f(up))
+  bool parallel = false;  // attention and FFN read the same x (Falcon); without ffn_norm, the same norm
+  bool gated = true;      // down(f(gate) * h(up)) or down(f(up))
   kernels::Activation act_gate = kernels::Activation::silu;  // f
   kernels::Activation act_up = kernels::Activation::none;    // h; for a plain FFN unused
   float gate_threshold = 0.0f, up_threshold = 0.0f;          // of shifted_relu

@@ -80,7 +80,10 @@ void Forward::shape(size_t rows) {
 // Where rows are shared out, threads meet twice a layer: no token attends before all keys are there.
 void Forward::run_layer(const Batch& batch, size_t layer, const RowParts& parts) {
   parts.each(pool_, [&](const Share& share) { project(batch, layer, share); });
+  const LayerWeights& w = weights_.layers[layer];
   parts.each(pool_, [&](const Share& share) {
+    // While x is still what attention read. Where the FFN has no norm of its own, xn stays attention's.
+    if (desc_.parallel) normed(w.ffn_norm, w.ffn_norm_bias, batch.rows(), share);
     attention_block(batch, layer, share);
     if (!ffn_) ffn_block(batch, layer, share);
   });
@@ -157,7 +160,7 @@ void Forward::ffn_block(const Batch& batch, size_t layer, const Share& share) {
   const trace::Span span("ffn", static_cast<uint32_t>(layer));
   const size_t n = batch.rows();
   const LayerWeights& w = weights_.layers[layer];
-  Input in = normed(w.ffn_norm, w.ffn_norm_bias, n, share);
+  Input in = desc_.parallel ? Input{xn_, &xq_, n} : normed(w.ffn_norm, w.ffn_norm_bias, n, share);
   if (record_.inputs)
     for (size_t t = share.begin_row(); t < share.end_row(n); ++t) record_.keep_input(t, layer, in.f.row(t));
   if (const float floor = desc_.layers[layer].floor.input; floor > 0.0f) in = without_small(in, floor, share);

@@ -115,6 +115,7 @@ void check_layer(const ModelDesc& d, const LayerWeights& w, int64_t i, bool with
                                         : "gate") +
                           "' is given, but the FFN's neurons are in a file of their own");
   }
+  if (d.parallel) check_length(name("attn_norm"), w.attn_norm, d.hidden, true);
   const bool qk = d.qk_norm != QkNorm::none;
   if (!qk && !(w.q_norm.empty() && w.k_norm.empty()))
     throw InvalidArgument("weight '" + name("q_norm") + "' given, but the model has no norm on q and k");

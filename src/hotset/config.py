@@ -48,6 +48,7 @@ class ModelConfig:
     logit_softcap: float = 0.0
     residual_scale: float = 1.0
     position_offset: int = -1
+    parallel: bool = False
     gated: bool = True
     act_gate: Activation = "silu"
     act_up: Activation = "none"

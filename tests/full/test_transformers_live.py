@@ -22,7 +22,7 @@ from hotset.tools.convert import convert
 pytestmark = pytest.mark.full
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_vectors.py"
 SHAPES = 4  # for each case of the script
-CASES = 22  # in the script; known here so that collecting needs no torch
+CASES = 25  # in the script; known here so that collecting needs no torch
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,13 @@ def random_shape(case: Any, random: np.random.Generator) -> Any:
     }
     if case.model_type == "opt":
         changes |= {"ffn_dim": int(random.integers(8, 200)), "word_embed_proj_dim": heads * head_dim}
+    elif case.model_type == "falcon":
+        changes |= {key: kv_heads for key in ("num_kv_heads",) if key in case.config}
+        changes["ffn_hidden_size"] = int(random.integers(8, 200))
+        if "new_decoder_architecture" in case.config:
+            changes["num_ln_in_parallel_attn"] = int(random.integers(1, 3))
+        elif not case.config.get("multi_query", True):
+            changes["parallel_attn"] = bool(random.integers(2))
     else:
         changes |= {"num_key_value_heads": kv_heads, "intermediate_size": int(random.integers(8, 200))}
         changes["head_dim"] = 2 * int(random.integers(4, 20)) if "head_dim" in case.config else head_dim

@@ -15,6 +15,7 @@ from engine_runs import ISAS, Rows, assert_close, assert_engine_close, engine, g
 from golden_vectors import FOLDER, NAMES, Vector, load
 
 from hotset.config import ModelConfig
+from hotset.errors import UsageError
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.reference.arithmetic import Arithmetic
@@ -64,6 +65,8 @@ MISTAKES: dict[str, tuple[str, Callable[[ModelConfig], ModelConfig]]] = {
     "ReLU not squared": ("arcee", lambda c: replace(c, act_gate="relu")),
     "weights of LayerNorm without their 1": ("nemotron", lambda c: replace(c, norm_offset=0.0)),
     "q and k not normed": ("olmo2", lambda c: replace(c, qk_norm="none")),
+    "FFN after attention": ("falcon_grouped", lambda c: replace(c, parallel=False)),
+    "FFN beside attention": ("falcon_in_turn", lambda c: replace(c, parallel=True)),
 }
 
 
@@ -181,6 +184,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
         c, ropes=(replace(c.ropes[0], inv_freq=c.ropes[0].inv_freq[:4], attention_factor=1.2),)
     ),
     "one layer without rotation": lambda c: replace(c, layers=(c.layers[0], replace(c.layers[1], rope=-1))),
+    "FFN beside attention": lambda c: replace(c, parallel=True),
     "scales": lambda c: replace(c, embedding_scale=3.0, residual_scale=0.4, logit_scale=0.25, logit_softcap=1.0),
 }
 
@@ -193,7 +197,14 @@ def test_variants_equal_the_twin(variant: str, stores: OpenStore) -> None:
     assert typical(want - vector.twin("f16")[: len(want)]) > 0.05  # the variant is one
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
+def test_an_ffn_beside_attention_needs_attentions_norm(stores: OpenStore) -> None:
+    """OLMo 2 has none: its FFN would read what an earlier layer left behind."""
+    config = replace(load("olmo2").model.config, parallel=True)
+    with pytest.raises(UsageError, match="weight 'attn_norm of layer 0' is missing"):
+        engine(stores("olmo2", "bf16"), ISAS[0], config=config)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "falcon"])
 def test_threads_change_no_bit(name: str, isa: str, stores: OpenStore) -> None:
     vector = load(name)
     store = stores(name, "bf16")
@@ -202,14 +213,15 @@ def test_threads_change_no_bit(name: str, isa: str, stores: OpenStore) -> None:
     np.testing.assert_array_equal(one, three)
 
 
+@pytest.mark.parametrize("name", ["llama", "falcon", "falcon_grouped"])
 @pytest.mark.parametrize("fmt", ["f32", "q8_0"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_prompts_shared_out_by_rows_change_no_bit(fmt: str, threads: int, stores: OpenStore) -> None:
+def test_prompts_shared_out_by_rows_change_no_bit(name: str, fmt: str, threads: int, stores: OpenStore) -> None:
     """Enough tokens that each thread owns some; numbers of them that fill no tile, in sequences that begin amid one."""
-    vector = load("llama")
+    vector = load(name)
     config = replace(vector.model.config, context=512)
     tokens = np.random.default_rng(0).integers(3, config.vocab, 301).tolist()
-    store = stores("llama", fmt)
+    store = stores(name, fmt)
     _, want = prompt(engine(store, ISAS[-1], threads=1, config=config), tokens, 16)
     core = engine(store, ISAS[-1], threads=threads, config=config)
     for chunk in (301, 129, 200):
@@ -258,7 +270,7 @@ def stored_weights(store: Store) -> dict[tuple[str, int], Rows]:
 
 
 @pytest.mark.parametrize("fmt", ["q4_0", "q4_1", "q8_0", "attention=q8_0,ffn=q4_0,embedding=q8_0,head=q4_1"])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "olmo2"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "olmo2", "falcon_grouped"])
 def test_quantized_weights_equal_the_twin_in_int8(name: str, fmt: str, stores: OpenStore) -> None:
     vector = load(name)
     store = stores(name, fmt)

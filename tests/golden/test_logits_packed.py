@@ -21,7 +21,7 @@ from hotset.reference.tolerance import rounding_tolerance
 from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 
-MODELS = ["llama_relu", "prosparse", "bamboo", "minicpm_s", "arcee", "opt"]
+MODELS = ["llama_relu", "prosparse", "bamboo", "minicpm_s", "arcee", "opt", "falcon", "falcon_grouped"]
 
 
 class BundleForward(Forward):
@@ -30,7 +30,7 @@ class BundleForward(Forward):
     def _ffn(self, x: Array, layer: int) -> Array:
         c, neurons = self.config, Arithmetic(int8=True)
         neurons._random = self.arithmetic._random
-        y = self._norm(x, "ffn_norm", layer)
+        y = self._norm(x, self._ffn_norm(layer), layer)
         dots = {role: neurons.linear(self.weights[role, layer], y) for role in ("up", "gate")[: 1 + c.gated]}
         for role in dots:
             dots[role] = dots[role] + self.weights.get((f"{role}_bias", layer), 0.0)

@@ -46,6 +46,7 @@ model::ModelDesc random_model(Source& s) {
   d.norm = s.one_in(2) ? model::NormKind::rms : model::NormKind::layer;
   d.qk_norm = static_cast<model::QkNorm>(s.below(3));
   d.attention_scale = 0.25f;
+  d.parallel = s.one_in(4);
   d.gated = !s.one_in(3);
   d.act_gate = static_cast<kernels::Activation>(s.below(7));
   d.act_up = static_cast<kernels::Activation>(s.below(7));

@@ -158,6 +158,42 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         },
         125_239_296,
     ),
+    "falcon-7b": (
+        {
+            "alibi": False,
+            "apply_residual_connection_post_layernorm": False,
+            "architectures": ["FalconForCausalLM"],
+            "auto_map": {"AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM"},
+            "bias": False,
+            "hidden_size": 4544,
+            "layer_norm_epsilon": 1e-05,
+            "model_type": "falcon",
+            "multi_query": True,
+            "new_decoder_architecture": False,
+            "num_attention_heads": 71,
+            "num_hidden_layers": 32,
+            "num_kv_heads": 71,
+            "parallel_attn": True,
+            "vocab_size": 65024,
+        },
+        6_921_720_704,
+    ),
+    "falcon-40b": (
+        {
+            "alibi": False,
+            "architectures": ["FalconForCausalLM"],
+            "bias": False,
+            "hidden_size": 8192,
+            "layer_norm_epsilon": 1e-05,
+            "new_decoder_architecture": True,
+            "num_attention_heads": 128,
+            "num_hidden_layers": 60,
+            "num_kv_heads": 8,
+            "parallel_attn": True,
+            "vocab_size": 65024,
+        },
+        41_303_293_952,
+    ),
 }
 
 

@@ -146,7 +146,10 @@ def test_calibration_that_nothing_satisfies_gives_the_least_loss() -> None:
     assert runs[-1].energy == min(run.energy for run in runs) < 0.001
 
 
-@pytest.mark.parametrize("name", ["bamboo", "prosparse", "minicpm_s", "opt", "nemotron", "llama_relu"])
+SPARSE = ["bamboo", "prosparse", "minicpm_s", "opt", "nemotron", "llama_relu", "falcon_grouped"]
+
+
+@pytest.mark.parametrize("name", SPARSE)
 def test_contributions_are_the_engines(name: str, tmp_path: Path) -> None:
     """Which products are not zero, for every kind of sparse FFN: biases, thresholds, squares, no gate."""
     source = ROOT / "tests/golden/vectors" / name

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hotset.config import Activation, LayerConfig, ModelConfig
 from hotset.models.reader import LIMIT, Reader
 from hotset.models.rope import Rope
-from hotset.models.spec import Kind, Names, TensorSpec
+from hotset.models.spec import Kind, Names, Parts, TensorSpec
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -155,19 +155,19 @@ def uniform_layers(windows: Iterable[int], rope: int = 0) -> tuple[LayerConfig, 
     return tuple(LayerConfig(window=window, rope=rope) for window in windows)
 
 
-def tensor_specs(names: Names, config: ModelConfig, positions: int = 0) -> tuple[TensorSpec, ...]:
+def tensor_specs(parts: Parts) -> tuple[TensorSpec, ...]:
     """Every tensor by the family's names; the shape follows from the role."""
-    whole = [_spec(names[role], role, -1, config, positions) for role in names if role in WHOLE_MODEL]
-    each = [role for role in names if role not in WHOLE_MODEL]
-    return (
-        *whole,
-        *(_spec(names[r].format(i), r, i, config, positions) for i in range(len(config.layers)) for r in each),
-    )
+    whole = [_spec(parts, role, -1) for role in parts.names if role in WHOLE_MODEL]
+    each = [role for role in parts.names if role not in WHOLE_MODEL]
+    return (*whole, *(_spec(parts, role, i) for i in range(len(parts.config.layers)) for role in each))
 
 
-def _spec(name: str, role: str, layer: int, config: ModelConfig, positions: int) -> TensorSpec:
-    rows, cols, kind = shape_of(role, config, positions)
-    return TensorSpec(name, role, layer, rows, cols, kind)
+def _spec(parts: Parts, role: str, layer: int) -> TensorSpec:
+    rows, cols, kind = shape_of(role, parts.config, parts.positions)
+    fused = parts.fused.get(role)
+    if fused is not None:
+        fused = replace(fused, name=fused.name.format(layer))
+    return TensorSpec(parts.names[role].format(layer), role, layer, rows, cols, kind, fused)
 
 
 def shape_of(role: str, c: ModelConfig, positions: int = 0) -> tuple[int, int, Kind]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hotset.errors import ModelError
-from hotset.models import arcee, bamboo, gemma3, llama, minicpm, mistral, nemotron, olmo2, opt, qwen2, qwen3
+from hotset.models import arcee, bamboo, falcon, gemma3, llama, minicpm, mistral, nemotron, olmo2, opt, qwen2, qwen3
 from hotset.models.blocks import tensor_specs
 from hotset.models.inert import INERT
 from hotset.models.reader import Reader, show
@@ -26,6 +26,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpm.FAMILY,
     arcee.FAMILY,
     nemotron.FAMILY,
+    falcon.FAMILY,
 )
 BY_ARCHITECTURE = {name: family for family in FAMILIES for name in family.architectures}
 BY_MODEL_TYPE = {name: family for family in FAMILIES for name in family.model_types}
@@ -58,7 +59,7 @@ def resolve(config: Mapping[str, Any], *, ignore_keys: Collection[str] = ()) -> 
     return Model(
         family=family.name,
         config=parts.config,
-        tensors=tensor_specs(parts.names, parts.config, parts.positions),
+        tensors=tensor_specs(parts),
         unused=(*parts.unused, *copies, *predictors),
         prefixes=parts.prefixes,
         notes=parts.notes,

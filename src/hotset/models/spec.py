@@ -15,19 +15,41 @@ Names = Mapping[str, str]  # role -> Hugging Face tensor name, "{}" standing for
 
 
 @dataclass(frozen=True, slots=True)
+class Fused:
+    """Where checkpoints have a tensor: `rows` rows, from `first` on, of every `period` rows of a larger one."""
+
+    name: str  # of the larger one; in a family's descriptor "{}" stands for the layer
+    period: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor of a model. Roles: docs/reference/store.md."""
 
-    name: str  # Hugging Face name
+    name: str  # in the store; Hugging Face's unless the tensor is part of a fused one
     role: str
     layer: int  # -1: of the whole model
     rows: int
     cols: int  # 0: a vector of `rows` values
     kind: Kind  # chooses the weight format; "ffn" goes to neurons.safetensors
+    fused: Fused | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.rows, self.cols) if self.cols else (self.rows,)
+
+    @property
+    def source_name(self) -> str:
+        """The checkpoint's tensor that holds it."""
+        return self.fused.name if self.fused else self.name
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        if self.fused is None:
+            return self.shape
+        return (self.rows // self.fused.rows * self.fused.period, *self.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +65,11 @@ class Model:
     predictor: Names = field(default_factory=dict)  # of activations, where checkpoints may bring one; not in `tensors`
 
     def canonical(self, name: str) -> str | None:
-        """The name that `tensors` uses for a checkpoint's tensor; None if it is known and not needed.
+        """The source_name that `tensors` uses for a checkpoint's tensor; None if it is known and not needed.
 
         A name unknown to the family comes back unchanged, so that the caller can refuse it.
         """
-        known = {spec.name for spec in self.tensors}
+        known = {spec.source_name for spec in self.tensors}
         if name in known:
             return name
         for found, wanted in self.prefixes:
@@ -63,6 +85,7 @@ class Parts:
     config: ModelConfig
     names: Names
     positions: int = 0  # rows of learned positions
+    fused: Mapping[str, Fused] = field(default_factory=dict)  # by role, those of `names` that checkpoints have so
     unused: tuple[str, ...] = ()
     prefixes: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

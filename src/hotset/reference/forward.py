@@ -57,8 +57,9 @@ class Forward:
         x = self._embed(tokens, positions)
         angles = self._angles(positions, rope_length or first + len(tokens))
         for layer in range(len(self.config.layers)):
-            x = x + self._after(self._attention(x, layer, cache, first, angles), "attn_post_norm", layer)
-            x = x + self._after(self._ffn(x, layer), "ffn_post_norm", layer)
+            attended = x + self._after(self._attention(x, layer, cache, first, angles), "attn_post_norm", layer)
+            seen = x if self.config.parallel else attended
+            x = attended + self._after(self._ffn(seen, layer), "ffn_post_norm", layer)
         return self._head(x)
 
     def _embed(self, tokens: Sequence[int], positions: NDArray[np.int64]) -> Array:
@@ -99,7 +100,7 @@ class Forward:
     def _ffn(self, x: Array, layer: int) -> Array:
         c = self.config
         floor = self.floors[layer] if self.floors else {}
-        y = ops.drop_below(self._norm(x, "ffn_norm", layer), floor.get("input", 0))
+        y = ops.drop_below(self._norm(x, self._ffn_norm(layer), layer), floor.get("input", 0))
         up = self._linear(y, "up", layer)
         if c.gated:
             gate = ops.activate(c.act_gate, self._linear(y, "gate", layer), c.gate_threshold)
@@ -107,6 +108,10 @@ class Forward:
         else:
             hidden = ops.activate(c.act_gate, up, c.gate_threshold)
         return self._linear(self._rounded(ops.drop_below(hidden, floor.get("product", 0))), "down", layer)
+
+    def _ffn_norm(self, layer: int) -> str:
+        """The norm that the FFN reads: in a parallel block without one of its own, attention's."""
+        return "attn_norm" if self.config.parallel and ("ffn_norm", layer) not in self.weights else "ffn_norm"
 
     def _head(self, x: Array) -> Array:
         c = self.config

@@ -137,4 +137,5 @@ def _refuse(tensor: SourceTensor, row: int, col: int, value: float) -> None:
 
 
 def _where(tensor: SourceTensor) -> str:
-    return f"{tensor.path}: tensor {quoted(tensor.spec.name)}"
+    part = f", part of {quoted(tensor.spec.source_name)}," if tensor.spec.fused else ""
+    return f"{tensor.path}: tensor {quoted(tensor.spec.name)}{part}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,23 +26,27 @@ _NAMED = 8  # tensors that an error lists
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor of the model and where its rows lie, one after the other."""
+    """One tensor of the model and where its rows lie: one after the other, or where `spec.fused` says."""
 
     spec: TensorSpec
     type: str  # GGUF's name of the element type
     path: Path
-    offset: int  # bytes from the start of the file
+    offset: int  # bytes from the start of the file, of the first row
     heads: int = 0  # rows lie in GGUF's order for interleaved RoPE pairs, in this many heads; 0 = in order
     shift: float = 0.0  # to be added to every value
 
     @property
     def rows(self) -> int:
         """Rows as they lie in the file: a vector is one row, or one row for each value if they must be re-ordered."""
-        return self.spec.rows if self.spec.cols or self.heads else 1
+        return self.spec.rows if self.spec.cols or self._scattered else 1
 
     @property
     def cols(self) -> int:
-        return self.spec.cols or (1 if self.heads else self.spec.rows)
+        return self.spec.cols or (1 if self._scattered else self.spec.rows)
+
+    @property
+    def _scattered(self) -> bool:
+        return bool(self.heads or self.spec.fused)
 
     @property
     def row_bytes(self) -> int:
@@ -52,6 +56,16 @@ class SourceTensor:
     @property
     def bytes(self) -> int:
         return self.rows * self.row_bytes
+
+    def runs(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Offset in the file and number of rows of each stretch that rows [begin, end) lie in."""
+        fused = self.spec.fused
+        period, length = (fused.period, fused.rows) if fused else (self.rows, self.rows)
+        while begin < end:
+            turn, row = divmod(begin, length)
+            count = min(length - row, end - begin)
+            yield self.offset + (turn * period + row) * self.row_bytes, count
+            begin += count
 
 
 class Rows(Protocol):
@@ -82,18 +96,23 @@ class FileRows:
 
     def read(self, tensor: SourceTensor, begin: int, end: int) -> NDArray[np.uint8]:
         data = np.empty((end - begin, tensor.row_bytes), np.uint8)
-        offset, view = tensor.offset + begin * tensor.row_bytes, data.reshape(-1).data
+        row = 0
+        for offset, count in tensor.runs(begin, end):
+            self._fill(tensor.path, offset, data[row : row + count].reshape(-1).data)
+            row += count
+        return data
+
+    def _fill(self, path: Path, offset: int, view: memoryview) -> None:
         try:
-            fd = self._open(tensor.path)
+            fd = self._open(path)
             while view:
                 if not (count := os.preadv(fd, [view[: 1 << 30]], offset)):
-                    raise StorageError(f"{tensor.path} ends at byte {offset}; it was cut while it was read")
+                    raise StorageError(f"{path} ends at byte {offset}; it was cut while it was read")
                 offset, view = offset + count, view[count:]
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise storage_error(tensor.path, f"cannot be read at offset {offset}", error) from None
-        return data
+            raise storage_error(path, f"cannot be read at offset {offset}", error) from None
 
     def _open(self, path: Path) -> int:
         if path not in self._files:
@@ -132,7 +151,7 @@ def _open_folder(folder: Path, ignore_keys: Collection[str]) -> Source:
     found = safetensors.read_folder(folder)
     shapes = {name: entry.shape for name, (_, entry) in found.items()}
     tensors = tuple(
-        _checked(SourceTensor(spec, found[name][1].dtype, found[name][0], found[name][1].offset))
+        _folder_tensor(spec, *found[name])
         for spec, name in match_tensors(model, {name: model.canonical(name) for name in found}, shapes, str(folder))
     )
     files, notes = _folder_files(folder)
@@ -142,6 +161,11 @@ def _open_folder(folder: Path, ignore_keys: Collection[str]) -> Source:
     )
     digest = _fingerprint(tensors, [(folder / "config.json").read_bytes(), *files.values()])
     return Source("safetensors", folder.resolve().name, config, model, tensors, files, digest, (*model.notes, *notes))
+
+
+def _folder_tensor(spec: TensorSpec, path: Path, entry: safetensors.Entry) -> SourceTensor:
+    tensor = _checked(SourceTensor(spec, entry.dtype, path, entry.offset))
+    return replace(tensor, offset=tensor.offset + spec.fused.first * tensor.row_bytes) if spec.fused else tensor
 
 
 def _folder_files(folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
@@ -196,7 +220,7 @@ def match_tensors(
     """Pairs every tensor that the model needs with its name in the source.
 
     Args:
-        names: name in the source -> name in the model; None: known and not needed.
+        names: name in the source -> source_name in the model; None: known and not needed.
         shapes: of the tensors by their names in the source.
         where: the source, for messages.
     Raises: ModelError naming every tensor that is missing, unknown or of the wrong shape.
@@ -205,13 +229,13 @@ def match_tensors(
     for name, wanted in names.items():
         if wanted is not None and found.setdefault(wanted, name) != name:
             raise ModelError(f"{where} has the tensor {quoted(wanted)} twice, also as {quoted(name)}; remove one")
-    specs = {spec.name: spec for spec in model.tensors}
-    missing = [spec.name for spec in model.tensors if spec.name not in found]
-    extra = [name for wanted, name in found.items() if wanted not in specs]
+    needed = {spec.source_name: spec.source_shape for spec in model.tensors}
+    missing = [name for name in needed if name not in found]
+    extra = [name for wanted, name in found.items() if wanted not in needed]
     wrong = [
-        f"{name} {list(shapes[found[name]])} instead of {list(spec.shape)}"
-        for name, spec in specs.items()
-        if name in found and _squeezed(shapes[found[name]]) != spec.shape
+        f"{name} {list(shapes[found[name]])} instead of {list(shape)}"
+        for name, shape in needed.items()
+        if name in found and _squeezed(shapes[found[name]]) != shape
     ]
     problems = [
         f"{what}: {_listed(tensors)}"
@@ -223,7 +247,7 @@ def match_tensors(
             f"the tensors of {where} are not those of a {model.family} model with this config; {'; '.join(problems)}. "
             "Check that config and weights belong together and that all files are there"
         )
-    return [(spec, found[spec.name]) for spec in model.tensors if spec.name in found]
+    return [(spec, found[spec.source_name]) for spec in model.tensors]
 
 
 def match_predictors(model: Model, shapes: Mapping[str, tuple[int, ...]], where: str) -> list[tuple[TensorSpec, str]]:
