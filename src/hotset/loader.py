@@ -27,7 +27,7 @@ Predict = Literal["exact", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a model is loaded; LLM says what each means."""
+    """How a model is loaded; LLM says what each means. Raises UsageError for what it does not know."""
 
     memory: int | None
     threads: int | None
@@ -40,6 +40,17 @@ class LoadOptions:
     loss: float | None
     draft: bool
     plan: Path | None
+
+    def __post_init__(self) -> None:
+        threads = self.threads
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise UsageError(f"threads is {threads!r}; wanted a whole number of at least 1")
+        if self.kv not in ("f16", "int8"):
+            raise UsageError(f"kv is {self.kv!r}; wanted 'f16' or 'int8'")
+        if self.load not in ("auto", "read", "mmap"):
+            raise UsageError(f"load is {self.load!r}; wanted 'auto', 'read' or 'mmap'")
+        if self.predict not in ("exact", "auto"):
+            raise UsageError(f"predict is {self.predict!r}; wanted 'exact' or 'auto'")
 
 
 class Loaded(NamedTuple):

@@ -32,7 +32,7 @@ from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_sizes import neuron_sizes
-from hotset.tools.run_stats import lines, run_stats
+from hotset.tools.run_stats import lines
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"relu": False, "ahead": False, "active": 0.5, "energy": 0.01, "perplexity_change": 0.001}
@@ -201,12 +201,11 @@ def test_ctrl_c_at_any_moment_leaves_the_model_usable(stores: dict[str, Store], 
 
 def test_stats_tell_of_drafts(stores: dict[str, Store], tmp_path: Path) -> None:
     with load(stores["good"], tmp_path) as llm:
-        before: dict[str, float] = {}
-        with llm.stream(PROMPTS[0], max_tokens=60, temperature=0, ignore_eos=True) as stream:
-            for _ in stream:
-                before = before or llm.stats
-            stats = run_stats(llm, stream.completion, before)
+        stats = llm.run_stats(llm.generate(PROMPTS[0], max_tokens=60, temperature=0, ignore_eos=True))
+    with load(stores["good"], tmp_path, draft=False) as llm:
+        assert llm.run_stats(llm.generate(PROMPTS[0], max_tokens=4)).mode == "exact"
     drafts = stats.drafts
+    assert stats.mode == "exact, drafted"
     assert drafts is not None and drafts.passes + drafts.accepted == 59
     assert drafts.tokens_per_pass == pytest.approx(59 / drafts.passes) and drafts.acceptance > 0.6
     assert f"{drafts.accepted} of {drafts.drafted} tokens accepted" in "\n".join(lines(stats))
