@@ -202,6 +202,12 @@ class _Run:
 
 def lines(stats: RunStats) -> list[str]:
     """The stats for people."""
+    where = "of the cgroup, page cache included" if stats.peak_of == "cgroup" else "of the process"
+    return [*decode_lines(stats), f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
+
+
+def decode_lines(stats: RunStats) -> list[str]:
+    """All but the memory."""
     found = [
         f"decode   {stats.tokens_per_s:.2f} tokens/s over {stats.tokens} tokens; latency P50 {stats.p50_s * 1e3:.1f} ms"
         f", P90 {stats.p90_s * 1e3:.1f} ms, P99 {stats.p99_s * 1e3:.1f} ms",
@@ -213,13 +219,13 @@ def lines(stats: RunStats) -> list[str]:
         )
     if stats.neurons is not None:
         found += [f"mode     {stats.mode}; predictor {stats.predictor}", *_neuron_lines(stats, stats.neurons)]
-    where = "of the cgroup, page cache included" if stats.peak_of == "cgroup" else "of the process"
-    return [*found, f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
+    return found
 
 
 def _neuron_lines(stats: RunStats, n: NeuronStats) -> list[str]:
+    drafted = " in drafts" * (stats.mode == "exact, drafted")  # passes compute all, and count in reads alone
     found = [
-        f"neurons  a token: {n.candidates:.0f} computed, {n.active:.0f} active, {n.missed:.0f} missed "
+        f"neurons  a token{drafted}: {n.candidates:.0f} computed, {n.active:.0f} active, {n.missed:.0f} missed "
         f"({n.hit_rate:.2%} in memory)",
         f"drive    a token: {n.reads:.0f} reads, {n.drive_bytes / 1e6:.2f} MB, {n.stall_s * 1e3:.2f} ms waiting",
     ]
