@@ -206,6 +206,19 @@ def lines(stats: RunStats) -> list[str]:
     return [*decode_lines(stats), f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
 
 
+def short(stats: RunStats) -> str:
+    """One line of what matters while talking: slow tokens, drafts, neurons, drive, bound and memory."""
+    found = [f"P99 {stats.p99_s * 1e3:.0f} ms"]
+    if (n := stats.neurons) is not None:
+        found += [stats.mode, f"{n.hit_rate:.1%} in memory", f"{n.reads:.0f} reads of {n.drive_bytes / 1e6:.2f} MB"]
+        found.append(f"{n.stall_s * 1e3:.1f} ms waiting a token")
+        if n.bound is not None:
+            found.append(f"{stats.reached:.0%} of the {n.bound.bound} bound")
+    if (d := stats.drafts) is not None:
+        found.append(f"{d.acceptance:.0%} of drafts accepted")
+    return f"[{', '.join(found)}; peak {stats.peak_bytes / 2**20:.0f} MiB]"
+
+
 def decode_lines(stats: RunStats) -> list[str]:
     """All but the memory."""
     found = [
