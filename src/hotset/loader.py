@@ -13,8 +13,8 @@ from hotset.engine.budget import Allotment, Host, KvType, allot
 from hotset.errors import ModelError, UsageError
 from hotset.formats.files import read_at
 from hotset.formats.neurons import NeuronInfo
-from hotset.formats.predictors import read_predictors
-from hotset.formats.sketch import read_sketch
+from hotset.formats.predictors import read_predictors, verify_predictors
+from hotset.formats.sketch import read_sketch, verify_sketch
 from hotset.formats.sparsity import ffn_floors, read_sparsity
 from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
 from hotset.models import Model, TensorSpec, least_gate
@@ -206,6 +206,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         trained = read_predictors(store.path, store.neurons)
         if trained is None:
             raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
+        verify_predictors(store.path)
         energy = trained.energy_at(plan.loss) if plan.energy is None else plan.energy
         (keep, fetch), relu, ahead = map(list, trained.limits(energy)), trained.relu, trained.ahead
         pairs = zip(trained.down, trained.up, strict=True)
@@ -214,6 +215,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         made = read_sketch(store.path, store.neurons)
         if made is None:
             raise UsageError(f"{store.path} has no sketch; use another predictor, or `hotset sketch`")
+        verify_sketch(store.path)
         keep, fetch = list(made.facts.keep), list(made.facts.fetch)
         sketch = _core.SketchFile(str(made.path), made.facts.bits, made.offsets)
     return _core.SparseOptions(

@@ -19,7 +19,9 @@ from bench.sparse_quality import quality
 from hotset import LLM, Completion, _core
 from hotset.cli.main import main
 from hotset.engine import Sample
+from hotset.errors import StorageError
 from hotset.formats.predictors import PREDICTORS_FILE, write_predictors
+from hotset.formats.safetensors import read_header
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import Thresholds
 from hotset.models import resolve
@@ -245,6 +247,20 @@ def test_the_benchmark_counts_rounds(stores: dict[str, Store], tmp_path: Path) -
         assert tuple(found.tokens) == want and len(found.seconds) == 40 == stats.passes + stats.accepted
         assert len(set(found.seconds)) == stats.passes, "the tokens of a round share its time"
         assert sum(found.counts["candidates"]) == pytest.approx(llm.core.sparse_stats["candidates"] - before)
+
+
+def test_damaged_predictors_are_told_when_they_are_loaded(stores: dict[str, Store], tmp_path: Path) -> None:
+    folder = shutil.copytree(stores["good"].path, tmp_path / "store")
+    store, path = open_store(folder), folder / PREDICTORS_FILE
+    entry = read_header(path).entries["hotset.layers.3.predictor.up"]
+    with path.open("r+b") as file:
+        file.seek(entry.offset + 1000)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(StorageError, match=r"layers\.3\.predictor\.up .* again with `hotset train-predictor`"):
+        load(store, tmp_path)
+    assert main(["inspect", str(folder), "--verify"]) == StorageError.exit_code
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
