@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hotset.errors import HotsetError
-    from hotset.llm import LLM, Chunk, Completion
+    from hotset.llm import LLM, Chunk, Completion, RunStats
     from hotset.params import SamplingParams
     from hotset.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Chunk", "Completion", "HotsetError", "SamplingParams", "Tokenizer", "__version__"]
+__all__ = ["LLM", "Chunk", "Completion", "HotsetError", "RunStats", "SamplingParams", "Tokenizer", "__version__"]
 
 # Loaded on first use, so that `hotset --help` does not wait for the engine.
 _HOMES = {
@@ -23,6 +23,7 @@ _HOMES = {
     "Chunk": "hotset.llm",
     "Completion": "hotset.llm",
     "HotsetError": "hotset.errors",
+    "RunStats": "hotset.llm",
     "SamplingParams": "hotset.params",
     "Tokenizer": "hotset.tokenizer",
 }

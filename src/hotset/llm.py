@@ -23,11 +23,12 @@ from hotset.loader import LoadOptions, Predict, load_model
 from hotset.models import resolve
 from hotset.params import SamplingParams, merged
 from hotset.tokenizer import Tokenizer
+from hotset.tools.run_stats import RunStats, run_stats
 
 if TYPE_CHECKING:
     from hotset.engine.trace import Trace
 
-__all__ = ["LLM", "Chunk", "Completion", "Perplexity", "Sample", "Stats", "Stream", "TokenLogprob"]
+__all__ = ["LLM", "Chunk", "Completion", "Perplexity", "RunStats", "Sample", "Stats", "Stream", "TokenLogprob"]
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -80,14 +81,13 @@ class LLM:
         plan: str | Path | None = None,
         trace: str | Path | None = None,
     ) -> None:
-        _check_choices(threads, kv, load, predict)
         budget = None if memory is None else parse_bytes(memory)
+        file = None if plan is None else Path(plan).expanduser()
+        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, loss, draft, file)
         self.store = open_store(_find_store(model, ignore_keys))
         self.descriptor = resolve(self.store.config, ignore_keys=ignore_keys)
         self.config: ModelConfig = self.descriptor.config
         self.tokenizer = Tokenizer.load(self.store.path)
-        file = None if plan is None else Path(plan).expanduser()
-        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, loss, draft, file)
         core, allotment, self.plan = load_model(self.store, self.descriptor, options)
         self._trace = None if trace is None else _start_trace(trace)
         dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
@@ -103,6 +103,7 @@ class LLM:
             watch=MemoryWatch(self.plan.bytes if self.plan else self.store.weight_bytes),
             after_step=self._trace.flush if self._trace else None,
             drafts=draft and self.plan is not None and self.plan.drafts and not dynamic,
+            counters=lambda: core.sparse_stats,
         )
         self._core: _core.Engine | None = core
 
@@ -229,6 +230,14 @@ class LLM:
         neurons = {f"neuron_{name}": value for name, value in core.sparse_stats.items()}
         return {**core.stats, "peak_bytes": float(peak_memory()[0]), **neurons}
 
+    def run_stats(self, completion: Completion) -> RunStats:
+        """Figures of an answer that ran alone, as `hotset run --stats` prints them: see RunStats for names and units.
+
+        Of a packed model with what its neurons and the drive did, and, where `hotset probe` has run, what bounds the
+        speed and how near that was.
+        """
+        return run_stats(self, completion)
+
     def clear(self) -> None:
         """Forgets finished prompts that were kept for reuse."""
         with self._running().lock:
@@ -303,17 +312,6 @@ def _find_store(model: str | Path, ignore_keys: Collection[str]) -> Path:
     from hotset.tools import resolve_model  # the one way up: a name must become a store before it can be run
 
     return resolve_model(model, ignore_keys=ignore_keys)
-
-
-def _check_choices(threads: int | None, kv: str, load: str, predict: str) -> None:
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}; wanted a whole number of at least 1")
-    if kv not in ("f16", "int8"):
-        raise UsageError(f"kv is {kv!r}; wanted 'f16' or 'int8'")
-    if load not in ("auto", "read", "mmap"):
-        raise UsageError(f"load is {load!r}; wanted 'auto', 'read' or 'mmap'")
-    if predict not in ("exact", "auto"):
-        raise UsageError(f"predict is {predict!r}; wanted 'exact' or 'auto'")
 
 
 def _is_messages(prompt: Prompt) -> bool:

@@ -13,8 +13,8 @@ from hotset.engine.budget import Allotment, Host, KvType, allot
 from hotset.errors import ModelError, UsageError
 from hotset.formats.files import read_at
 from hotset.formats.neurons import NeuronInfo
-from hotset.formats.predictors import read_predictors
-from hotset.formats.sketch import read_sketch
+from hotset.formats.predictors import read_predictors, verify_predictors
+from hotset.formats.sketch import read_sketch, verify_sketch
 from hotset.formats.sparsity import ffn_floors, read_sparsity
 from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
 from hotset.models import Model, TensorSpec, least_gate
@@ -27,7 +27,7 @@ Predict = Literal["exact", "auto"]
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a model is loaded; LLM says what each means."""
+    """How a model is loaded; LLM says what each means. Raises UsageError for what it does not know."""
 
     memory: int | None
     threads: int | None
@@ -40,6 +40,17 @@ class LoadOptions:
     loss: float | None
     draft: bool
     plan: Path | None
+
+    def __post_init__(self) -> None:
+        threads = self.threads
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise UsageError(f"threads is {threads!r}; wanted a whole number of at least 1")
+        if self.kv not in ("f16", "int8"):
+            raise UsageError(f"kv is {self.kv!r}; wanted 'f16' or 'int8'")
+        if self.load not in ("auto", "read", "mmap"):
+            raise UsageError(f"load is {self.load!r}; wanted 'auto', 'read' or 'mmap'")
+        if self.predict not in ("exact", "auto"):
+            raise UsageError(f"predict is {self.predict!r}; wanted 'exact' or 'auto'")
 
 
 class Loaded(NamedTuple):
@@ -201,6 +212,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         trained = read_predictors(store.path, store.neurons)
         if trained is None:
             raise UsageError(f"{store.path} has no predictors; use another predictor, or `hotset train-predictor`")
+        verify_predictors(store.path)
         energy = trained.energy_at(plan.loss) if plan.energy is None else plan.energy
         (keep, fetch), relu, ahead = map(list, trained.limits(energy)), trained.relu, trained.ahead
         pairs = zip(trained.down, trained.up, strict=True)
@@ -209,6 +221,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         made = read_sketch(store.path, store.neurons)
         if made is None:
             raise UsageError(f"{store.path} has no sketch; use another predictor, or `hotset sketch`")
+        verify_sketch(store.path)
         keep, fetch = list(made.facts.keep), list(made.facts.fetch)
         sketch = _core.SketchFile(str(made.path), made.facts.bits, made.offsets)
     return _core.SparseOptions(

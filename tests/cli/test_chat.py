@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from probed_hosts import write_probe
 
 from hotset.cli.conversation import Conversation, obey
 from hotset.errors import UsageError
@@ -53,6 +55,26 @@ def test_conversation_through_a_pipe(hotset, chat_store, tmp_path):
     assert "known)" in done.err  # the beginning was not computed again
     assert "there is no command /sytem; did you mean /system?" in done.err
     assert "never" not in done.err
+
+
+def test_stats_after_each_answer(hotset, chat_store, packed, tmp_path):
+    of_dense = hotset("chat", chat_store, "--stats", "--max-tokens", "5", stdin="hello\nagain\n")
+    assert of_dense.code == 0 and of_dense.err.count("first token after") == of_dense.err.count("[P99 ") == 2
+    assert "in memory" not in of_dense.err
+
+    talks = shutil.copytree(packed, tmp_path / "packed")
+    (talks / "chat_template.jinja").write_text(TEMPLATE)
+    env = {"HOTSET_CACHE": str(tmp_path)}
+    write_probe(tmp_path, talks)
+    plan = tmp_path / "plan.json"
+    assert hotset("plan", talks, "--set", "hot=30", "--set", "cold_slots=200", "-o", plan, env=env).code == 0
+    given = ("--stats", "--max-tokens", "9", "--ignore-eos", "--plan", plan)
+    done = hotset("chat", talks, *given, stdin="hello\n/stats\n/quit\n", env=env)
+    (line, again) = (line for line in done.err.splitlines() if line.startswith("[P99 "))
+    assert line == again, "/stats says it again"
+    shape = r"\[P99 \d+ ms, exact, [\d.]+% in memory, \d+ reads of [\d.]+ MB, [\d.]+ ms waiting a token, \d+% of the "
+    assert re.match(shape + r"(drive|memory|compute) bound; peak \d+ MiB\]$", line)
+    assert "[P99" not in hotset("chat", talks, *given[1:], stdin="hello\n/stats\n", env=env).err
 
 
 def test_model_without_template(hotset, store):

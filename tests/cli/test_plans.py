@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probed_hosts import write_probe
+
+from hotset.tools.resolve import packaged
 
 Hotset = Callable[..., Any]  # a process: code, out, err
+PROFILED = "stories-13m"
 
 
 def test_a_plan_is_a_table_and_json(hotset: Hotset, packed: Path) -> None:
@@ -34,6 +38,48 @@ def test_a_plan_is_written_and_run(hotset: Hotset, packed: Path, tmp_path: Path)
     done = hotset("run", packed, "Once", "--plan", file, "--stats", "-n", "12", "--ignore-eos", "--json")
     stats = json.loads(done.out)["stats"]
     assert stats["predictor"] == "gate" and stats["neurons"]["missed"] > 0 and stats["tokens"] == 11
+
+
+def test_two_plans_are_compared(hotset: Hotset, tmp_path: Path) -> None:
+    env = {"HOTSET_CACHE": str(tmp_path)}
+    files = [tmp_path / "small.json", tmp_path / "large.json"]
+    assert hotset("plan", PROFILED, "--set", "hot=10", "--set", "cold_slots=50", "-o", files[0], env=env).code == 0
+    write_probe(tmp_path, packaged(PROFILED))  # so that the second one has a forecast
+    assert hotset("plan", PROFILED, "--memory", "1GiB", "--set", "hot=20", "-o", files[1], env=env).code == 0
+    done = hotset("plan", files[0], "--diff", files[1], env=env)
+    assert (done.code, done.err) == (1, "")
+    lines = {line.split("  ")[0]: line for line in done.out.splitlines()}
+    assert lines[""].split() == ["small.json", "large.json"]
+    for text in ("50 neurons, 10 to 10 a layer", "100 neurons, 20 to 20 a layer", "other in 5 of 5 layers"):
+        assert text in lines["hot"]
+    assert "–" in lines["made_for.memory"] and "1.0 GiB" in lines["made_for.memory"]
+    assert lines["forecast.tokens_per_s"].endswith("tokens/s") and "+100.0%" in lines["memory.hot"]
+    assert "not probed" in next(line for line in done.out.splitlines() if line.startswith("only small.json notes"))
+
+    one, two = (json.loads(file.read_text()) for file in files)
+    want = {key: [one[key], two[key]] for key in ("hot", "cold_slots") if one[key] != two[key]}
+    want |= {f"memory.{part}": [one["memory"][part], size] for part, size in two["memory"].items()}
+    want["memory.total"] = [sum(plan["memory"].values()) for plan in (one, two)]
+    want |= {f"forecast.{name}": [None, value] for name, value in two["forecast"].items()}
+    found = json.loads(hotset("plan", files[0], "--diff", files[1], "--json", env=env).out)
+    for name, pair in want.items():
+        assert found.get(name, [pair[0]] * 2) == pair, name
+    assert "predictor" not in found and "context" not in found
+
+
+def test_plans_that_are_alike_and_one_that_is_made_now(hotset: Hotset, packed: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    assert hotset("plan", packed, "--memory", "1GiB", "--set", "hot=10", "-o", file).code == 0
+    alike = hotset("plan", file, "--diff", file)
+    assert (alike.code, alike.out) == (0, "plan.json and plan.json are alike\n")
+    assert hotset("plan", file, "--diff", file, "--json").out == "{}\n"
+    assert "50 neurons, 10 to 10 a layer" in hotset("plan", file).out
+    made = hotset("plan", packed, "--memory", "1GiB", "--set", "hot=30", "--diff", file)
+    assert made.code == 1 and made.out.split()[:2] == [packed.name, "plan.json"]
+    assert "150 neurons, 30 to 30 a layer  50 neurons, 10 to 10 a layer" in made.out
+    refused = hotset("plan", file, "--memory", "1GiB", "--set", "hot=3")
+    assert refused.code == 2 and "leave out memory, set" in refused.err
+    assert hotset("plan", file, "--diff", tmp_path / "none.json").code == 5
 
 
 @pytest.mark.parametrize(

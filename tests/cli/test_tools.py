@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from probed_hosts import write_probe
 
 
 def test_version_and_help(hotset):
@@ -87,6 +88,57 @@ def test_bench_states_the_share_of_the_bandwidth(hotset, store):
     moved = bound["bytes_per_token"] * bound["tokens_per_s"]
     assert math.isclose(bound["share"], moved / bound["bandwidth_bytes_per_s"])
     assert bound["bandwidth_bytes_per_s"] > 1e8
+
+
+def test_bench_of_a_packed_model_is_that_of_a_run(hotset, packed, tmp_path):
+    """The same answer as `run` gives takes the same neurons; the bound counts the FFN."""
+    env = {"HOTSET_CACHE": str(tmp_path)}
+    write_probe(tmp_path, packed)
+    plan = tmp_path / "plan.json"
+    assert hotset("plan", packed, "--set", "hot=30", "--set", "cold_slots=200", "-o", plan, env=env).code == 0
+    sizes = ("--prefill", "16", "--decode", "24", "--repeats", "2", "--plan", plan)
+    result = json.loads(hotset("bench", packed, *sizes, "--json", env=env).out)
+    (answers,) = result["answers"]
+    asked = ("--plan", plan, "-n", "25", "--ignore-eos", "--stats", "--json")
+    for beginning, sample in zip(
+        ("Once upon a time", "The history of the town begins"), answers["samples"], strict=True
+    ):
+        run = json.loads(hotset("run", packed, beginning, *asked, env=env).out)["stats"]
+        assert (sample["tokens"], sample["mode"]) == (run["tokens"], run["mode"]) == (24, "exact")
+        for name in ("candidates", "active"):
+            assert sample["neurons"][name] == run["neurons"][name] > 0
+        bound, neurons = sample["neurons"]["bound"], sample["neurons"]
+        assert sample["reached"] == pytest.approx(sample["tokens_per_s"] / bound["bound_tokens_per_s"])
+        assert 0 < neurons["missed"] < neurons["candidates"] and neurons["reads"] > 0
+        assert bound["drive_bytes"] == neurons["drive_bytes"]
+        assert bound["memory_bytes"] > neurons["active"] * 2 * 64  # up and down of 64 8-bit weights
+    rates = {s["test"]: s["samples"] for s in result["series"]}
+    assert rates["decode24"] == [sample["tokens_per_s"] for sample in answers["samples"]]
+    assert (
+        "bytes_per_token" not in result["model"] and result["bounds"] == [] and str(tmp_path) not in json.dumps(result)
+    )
+    shown = hotset("bench", packed, *sizes, env=env).out
+    for text in ("mode     exact; predictor gate", "reads, ", "in memory)", "at most ", "reached "):
+        assert text in shown
+
+
+def test_bench_takes_the_flags_of_run(hotset, tmp_path):
+    env = {"HOTSET_CACHE": str(tmp_path)}
+    drafts = tmp_path / "drafts.json"
+    chosen = ("--set", "predictor=low-rank", "--set", "hot=400", "--set", "cold_slots=600", "--context", "200")
+    assert hotset("plan", "stories-13m", *chosen, "-o", drafts, env=env).code == 0
+    for flags, mode in (
+        (("--plan", drafts), "exact, drafted"),
+        (("--plan", drafts, "--no-draft"), "exact"),
+        (("--predict", "auto", "--loss", "5%", "--threads", "1"), "predicted within a loss of 5%"),
+    ):
+        sizes = ("--prefill", "0", "--decode", "16", "--repeats", "1", "--json")
+        (answers,) = json.loads(hotset("bench", "stories-13m", *sizes, *flags, env=env).out)["answers"]
+        (sample,) = answers["samples"]
+        assert (sample["mode"], sample["drafts"] is not None) == (mode, mode == "exact, drafted")
+        assert answers["plan"]["context"] == (200 if drafts in flags else 512)
+    done = hotset("bench", "stories-13m", "--plan", drafts, "--threads", "7", "--decode", "4", env=env)
+    assert done.code == 2 and "threads is 7, the plan says" in done.err
 
 
 @pytest.mark.parametrize("extra", [(), ("--stride", "7")])

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from probed_hosts import RATES, write_probe
 from safetensors.numpy import load_file, save_file
 
-from hotset import LLM
+from hotset import LLM, RunStats
 from hotset.engine.budget import Host
 from hotset.errors import FormatError, HotsetError, MemoryBudgetError, StorageError, UsageError
 from hotset.formats.profile import fingerprint, read_profile, write_profile
@@ -24,7 +25,7 @@ from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.profile import ProfileOptions, profile
-from hotset.tools.run_stats import lines, run_stats
+from hotset.tools.run_stats import lines
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "Once upon a time"
@@ -230,21 +231,67 @@ def test_notes_say_what_is_missing(packed: Path, unprofiled: Path) -> None:
 
 def test_stats_of_a_run(packed: Path, tmp_path: Path) -> None:
     write_plan(planned(packed, predictor="gate", hot=30, cold_slots=300), tmp_path / "plan.json")
+    before: dict[str, float] = {}
     with LLM(packed, plan=tmp_path / "plan.json") as llm:
-        before: dict[str, float] = {}
         with llm.stream(PROMPT, max_tokens=40, temperature=0, ignore_eos=True) as stream:
             for _ in stream:
                 before = before or llm.stats
-            stats = run_stats(llm, stream.completion, before)
-    assert stats.tokens == 39 and stats.neurons is not None
+            stats: RunStats = llm.run_stats(stream.completion)
+        after = llm.stats
+    assert stats.tokens == 39 and stats.neurons is not None and stats.mode == "exact"
     assert 0 < stats.p50_s <= stats.p90_s <= stats.p99_s
     n, everyone = stats.neurons, llm.config.ffn * len(llm.config.layers)
     assert 0 < n.active <= n.candidates < everyone
     assert 0 < n.missed < n.candidates and n.reads <= n.missed
     bundles = n.missed * llm.store.neurons.stride
     assert bundles * 0.999 <= n.drive_bytes <= bundles + n.missed * (32 << 10)  # with gaps of up to 32 KiB
+    for name, each in (("candidates", n.candidates), ("missed", n.missed), ("reads", n.reads)):
+        assert 39 * each == pytest.approx(after[f"neuron_{name}"] - before[f"neuron_{name}"])
+    assert n.hit_rate == pytest.approx(1 - n.missed / n.candidates) and n.miss_rate == pytest.approx(1 - n.hit_rate)
     text = "\n".join(lines(stats))
-    assert "P99" in text and "missed" in text and "peak" in text
+    assert "P99" in text and "missed" in text and "peak" in text and "run `hotset probe`" in text
+
+
+def test_stats_leave_the_prompt_out_and_count_all_samples(packed: Path, tmp_path: Path) -> None:
+    """Greedy samples of a prompt are alike, and so is what a token of theirs takes, however long the prompt was."""
+    write_plan(planned(packed, predictor="gate", hot=0, cold_slots=0), tmp_path / "plan.json")
+    options = {"temperature": 0, "max_tokens": 20, "ignore_eos": True}
+    with LLM(packed, plan=tmp_path / "plan.json") as llm:
+        one = llm.run_stats(llm.generate(PROMPT * 8, **options))
+        llm.clear()
+        three = llm.run_stats(llm.generate(PROMPT * 8, n=3, **options))
+        assert llm.run_stats(llm.generate(PROMPT, max_tokens=1)).neurons is None
+    assert (one.tokens, three.tokens) == (19, 57) and one.neurons is not None and three.neurons is not None
+    assert three.neurons.active == pytest.approx(one.neurons.active)
+
+
+def test_stats_of_a_probed_host_have_shares(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTSET_CACHE", str(tmp_path))
+    write_probe(tmp_path, packed)
+    write_plan(planned(packed, predictor="gate", hot=30, cold_slots=300), tmp_path / "plan.json")
+    with LLM(packed, plan=tmp_path / "plan.json") as llm:
+        stats = llm.run_stats(llm.generate(PROMPT, max_tokens=40, temperature=0, ignore_eos=True))
+        threads, others = llm.threads, sum(e.bytes for e in llm.store.entries.values() if e.rows != 172 and e.cols)
+        assert llm.store.neurons is not None
+        vector, gates = llm.store.neurons.layout.vector_bytes, 172 * 5
+    n = stats.neurons
+    assert n is not None and n.bound is not None
+    touched = others + (gates + 2 * n.active) * vector  # all gates are the predictor's
+    assert n.bound.memory_s == pytest.approx(touched / RATES.memory_bytes_per_s[min(threads, 2)], rel=0.05)
+    assert n.bound.drive_s >= max(n.reads / 50_000, n.drive_bytes / 4e9)
+    assert stats.shares["drive"] == pytest.approx(stats.tokens_per_s * n.bound.drive_s)
+    assert stats.reached == max(stats.shares.values())
+    data = json.loads(json.dumps(stats.as_json()))
+    assert data["reached"] == stats.reached and data["neurons"]["miss_rate"] == n.miss_rate
+    assert data["neurons"]["bound"]["bound_tokens_per_s"] == pytest.approx(stats.tokens_per_s / stats.reached)
+    assert f"reached {stats.reached:.0%}" in "\n".join(lines(stats))
+
+
+def test_stats_of_a_dense_model_are_times_and_memory(dense: Path) -> None:
+    with LLM(dense) as llm:
+        stats = llm.run_stats(llm.generate(PROMPT, max_tokens=10, temperature=0, ignore_eos=True))
+    assert stats.tokens == 9 and stats.tokens_per_s > 0 and stats.peak_bytes > 1 << 20
+    assert stats.neurons is None and stats.shares == {} and stats.reached is None
 
 
 def test_a_store_cut_while_running_is_told_and_nothing_lost(packed: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from bench.sparse_quality import quality
 from hotset import LLM, Completion, _core
 from hotset.cli.main import main
 from hotset.engine import Sample
+from hotset.errors import StorageError
 from hotset.formats.predictors import PREDICTORS_FILE, write_predictors
+from hotset.formats.safetensors import read_header
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import Thresholds
 from hotset.models import resolve
@@ -32,7 +34,7 @@ from hotset.tools.convert import convert
 from hotset.tools.pack import pack
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_sizes import neuron_sizes
-from hotset.tools.run_stats import lines, run_stats
+from hotset.tools.run_stats import lines
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"relu": False, "ahead": False, "active": 0.5, "energy": 0.01, "perplexity_change": 0.001}
@@ -201,12 +203,11 @@ def test_ctrl_c_at_any_moment_leaves_the_model_usable(stores: dict[str, Store], 
 
 def test_stats_tell_of_drafts(stores: dict[str, Store], tmp_path: Path) -> None:
     with load(stores["good"], tmp_path) as llm:
-        before: dict[str, float] = {}
-        with llm.stream(PROMPTS[0], max_tokens=60, temperature=0, ignore_eos=True) as stream:
-            for _ in stream:
-                before = before or llm.stats
-            stats = run_stats(llm, stream.completion, before)
+        stats = llm.run_stats(llm.generate(PROMPTS[0], max_tokens=60, temperature=0, ignore_eos=True))
+    with load(stores["good"], tmp_path, draft=False) as llm:
+        assert llm.run_stats(llm.generate(PROMPTS[0], max_tokens=4)).mode == "exact"
     drafts = stats.drafts
+    assert stats.mode == "exact, drafted"
     assert drafts is not None and drafts.passes + drafts.accepted == 59
     assert drafts.tokens_per_pass == pytest.approx(59 / drafts.passes) and drafts.acceptance > 0.6
     assert f"{drafts.accepted} of {drafts.drafted} tokens accepted" in "\n".join(lines(stats))
@@ -246,6 +247,20 @@ def test_the_benchmark_counts_rounds(stores: dict[str, Store], tmp_path: Path) -
         assert tuple(found.tokens) == want and len(found.seconds) == 40 == stats.passes + stats.accepted
         assert len(set(found.seconds)) == stats.passes, "the tokens of a round share its time"
         assert sum(found.counts["candidates"]) == pytest.approx(llm.core.sparse_stats["candidates"] - before)
+
+
+def test_damaged_predictors_are_told_when_they_are_loaded(stores: dict[str, Store], tmp_path: Path) -> None:
+    folder = shutil.copytree(stores["good"].path, tmp_path / "store")
+    store, path = open_store(folder), folder / PREDICTORS_FILE
+    entry = read_header(path).entries["hotset.layers.3.predictor.up"]
+    with path.open("r+b") as file:
+        file.seek(entry.offset + 1000)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(StorageError, match=r"layers\.3\.predictor\.up .* again with `hotset train-predictor`"):
+        load(store, tmp_path)
+    assert main(["inspect", str(folder), "--verify"]) == StorageError.exit_code
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ from hotset.errors import InputError, ModelError, UsageError
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option("--system", "-s", help="System message.")] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print speed, neurons, reads, bound and memory after each answer.")
+    ] = False,
     *,
     engine: RunFlags,
     sampling: SamplingFlags,
@@ -32,7 +35,7 @@ def chat(
             raise ModelError(
                 f"{model} has no chat template, so it is no chat model; continue text with `hotset run {model}`"
             )
-        conversation = Conversation(llm, sampling.arguments())
+        conversation = Conversation(llm, sampling.arguments(), show_stats=stats)
         conversation.set_system(system or "")
         while not conversation.ended and (message := source.message()) is not None:
             _turn(conversation, message)

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hotset.cli.text import note
 from hotset.errors import HotsetError, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Conversation:
     sampling: dict[str, Any]  # keyword arguments of SamplingParams
     messages: list[Message] = field(default_factory=list)
     stats: str = "no answer yet"
+    show_stats: bool = False  # after each answer, and more of them
     ended: bool = False
 
     def add(self, role: str, content: str) -> None:
@@ -69,6 +71,11 @@ class Conversation:
         print(flush=True)
         self.add("assistant", stream.completion.text)
         self.stats = figures(stream.completion)
+        if self.show_stats:
+            from hotset.tools.run_stats import short
+
+            self.stats += "\n" + short(self.llm.run_stats(stream.completion))
+            note(self.stats)
 
     def undo(self) -> str | None:
         """Takes back the last question and its answer; returns the question."""

@@ -99,10 +99,14 @@ def _print_tensors(info: ModelInfo) -> None:
 def _verify(info: ModelInfo) -> None:
     from hotset.cli.progress import progress_bar
     from hotset.errors import UsageError
+    from hotset.formats.predictors import verify_predictors
+    from hotset.formats.sketch import verify_sketch
     from hotset.formats.store import open_store
 
     if info.kind != "store":
         raise UsageError(f"--verify reads a store's checksums; {info.path} is a {info.kind} model and has none")
     with progress_bar() as progress:
         open_store(info.path).verify(progress)
+    verify_predictors(info.path)
+    verify_sketch(info.path)
     note(f"verified: every block of {Path(info.path).name} matches its checksum")

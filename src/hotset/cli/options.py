@@ -169,12 +169,14 @@ def _given(flags: Any) -> dict[str, Any]:
 def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replaces each parameter of a command named in `groups` by one flag per field of that dataclass.
 
-    The command still receives one object per group; typer sees, and the help shows, the single flags.
+    The command still receives one object per group; typer sees, and the help shows, the single flags. A parameter that
+    the command has itself stands in for the group's field of that name, which stays unset.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in groups]
-        members = {group: _parameters(kind) for group, kind in groups.items()}
+        names = {p.name for p in own}
+        members = {group: [p for p in _parameters(kind) if p.name not in names] for group, kind in groups.items()}
 
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:

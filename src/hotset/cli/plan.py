@@ -1,4 +1,4 @@
-"""`hotset plan`: what this host would do with a packed model under a budget, and how fast that is."""
+"""`hotset plan`: what this host would do with a packed model under a budget, how fast that is, and what differs."""
 
 from __future__ import annotations
 
@@ -24,24 +24,58 @@ def plan(
         typer.Option("--set", metavar="KEY=VALUE", help="Choose a part yourself; wrong keys are answered with all."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to a file, for `run --plan`.")] = None,
+    diff: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER.json", help="Print what that plan does otherwise; exit code 1 if there is any."),
+    ] = None,
     json: JsonFlag = False,
     *,
     engine: EngineFlags,
 ) -> None:
-    """Plan how a packed model is run within --memory: what stays in memory, and the speed to be expected."""
+    """Plan how a packed model is run within --memory: what stays in memory, and the speed to be expected.
+
+    MODEL may also be a plan that was written, to show it or compare it.
+    """
     if engine.plan is not None:
         raise UsageError("--plan takes a plan that is made already; to change one, give --set to `hotset plan`")
-    made = _make(model, engine, _settings(setting or []))
+    made = _written(model, engine, setting) or _make(model, engine, _settings(setting or []))
     if output is not None:
         from hotset.planner.plan_file import write_plan
 
         write_plan(made, output)
-    if json:
+    if diff is not None:
+        _compare(made, model, diff, json)
+    elif json:
         print_json(made.as_json())
     else:
         print("\n".join(table(made)))
         for remark in made.notes:
             note(f"note: {remark}")
+
+
+def _written(model: str, engine: EngineFlags, setting: list[str] | None) -> Plan | None:
+    """The plan in a file, if that was given in place of a model."""
+    if not (model.endswith(".json") and Path(model).is_file()):
+        return None
+    from hotset.planner.plan_file import read_plan
+
+    if given := [*engine.arguments(), *(["set"] if setting else [])]:
+        raise UsageError(f"{model} is a plan that is made already; leave out {', '.join(given)}, or name the model")
+    return read_plan(Path(model))
+
+
+def _compare(made: Plan, model: str, other: Path, json: bool) -> None:
+    """Prints what differs; exits with 1 if anything does, as diff does."""
+    from hotset.cli.plan_diff import differences, rows
+    from hotset.planner.plan_file import read_plan
+
+    found = differences(made, read_plan(other))
+    if json:
+        print_json(found)
+    else:
+        print("\n".join(rows(found, (Path(model).name, other.name))))
+    if found:
+        raise typer.Exit(1)
 
 
 def _make(model: str, engine: EngineFlags, settings: dict[str, str]) -> Plan:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hotset.engine import Completion, Sample
     from hotset.llm import LLM
     from hotset.params import SamplingParams
-    from hotset.tools.run_stats import RunStats
 
 Prompt = str | list[dict[str, str]]
 STORYTELLER = "stories-13m"  # lies in the package
@@ -69,10 +68,10 @@ def run(
     started = time.perf_counter()
     with load_model(model, engine, quiet=json) as llm:
         loaded = time.perf_counter() - started
-        completion, before = _answer(llm, as_asked(llm, text, system, raw), params, live=not json and samples == 1)
-        measured = _stats(llm, completion, before) if stats else None
+        completion = _answer(llm, as_asked(llm, text, system, raw), params, live=not json and samples == 1)
+        measured = llm.run_stats(completion) if stats else None
         if json:
-            more = {} if measured is None else {"stats": asdict(measured)}
+            more = {} if measured is None else {"stats": measured.as_json()}
             for sample in completion.samples:
                 print_json(_as_json(llm, model, completion, sample, loaded) | more)
             return
@@ -98,23 +97,15 @@ def as_asked(llm: LLM, text: str, system: str | None, raw: bool) -> Prompt:
     return [*start, {"role": "user", "content": text}]
 
 
-def _answer(llm: LLM, asked: Prompt, params: SamplingParams, *, live: bool) -> tuple[Completion, dict[str, float]]:
-    """The whole answer, and llm.stats when its first token had come; `live` prints it as it comes."""
-    before: dict[str, float] = {}
+def _answer(llm: LLM, asked: Prompt, params: SamplingParams, *, live: bool) -> Completion:
+    """The whole answer; `live` prints it as it comes."""
     with llm.stream(asked, params) as stream:
         for chunk in stream:
-            before = before or llm.stats
             if live and chunk.text:
                 print(chunk.text, end="", flush=True)
         if live:
             print(flush=True)
-        return stream.completion, before
-
-
-def _stats(llm: LLM, completion: Completion, before: dict[str, float]) -> RunStats:
-    from hotset.tools.run_stats import run_stats
-
-    return run_stats(llm, completion, before)
+        return stream.completion
 
 
 def _as_json(llm: LLM, model: str, completion: Completion, sample: Sample, loaded: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class Engine:
     reuse: whether finished sequences are kept for prompts that begin alike. watch: called before every step.
     after_step: called when its tokens are drawn, and after each draft.
     drafts: whether the core has a fast path for drafts, so that they pay; changes no token.
+    counters: of the core since it was loaded, told of each request by how much they grew.
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class Engine:
         watch: Callable[[], None] = lambda: None,
         after_step: Callable[[], None] | None = None,
         drafts: bool = False,
+        counters: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
         self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
         self.lock = FairLock()
-        self._watch, self._after_step = watch, after_step
+        self._watch, self._after_step, self._counters = watch, after_step, counters
         self.speculator = Speculator(core, context, self.most_logit_rows, after_step) if drafts else None
         self._requests = 0
 
@@ -219,6 +221,7 @@ class Engine:
         chunk = Chunk(text, token, logprob, top, sequence.index, sequence.finish_reason, reason)
         sequence.chunks.append(chunk)
         request.chunks.append(chunk)
+        request.count(self._counters())
         if sequence.index == 0:
             request.times.append(time.perf_counter())
         if chunk.finish_reason is not None:

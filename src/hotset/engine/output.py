@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -47,7 +48,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Times of one request, in seconds, waiting for other requests included."""
+    """Times of one request, in seconds, waiting for other requests included, and so are their neurons."""
 
     prompt_tokens: int
     cached_tokens: int  # of the prompt; taken over from earlier requests
@@ -58,6 +59,8 @@ class Stats:
     drafted: int = 0  # tokens that a predictor proposed
     accepted: int = 0  # of those, the ones that the exact computation gave too
     latencies: tuple[float, ...] = ()  # of each token of the first sample after its first
+    # Of a packed model: what its counters (LLM.stats, neuron_…) grew by from the first token to the last.
+    neurons: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def prefill_rate(self) -> float:

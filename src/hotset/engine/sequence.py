@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -69,6 +70,11 @@ class Request:
     started: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)  # when each token of the first sample came
     ended: float | None = None
+    counted: list[Mapping[str, float]] = field(default_factory=list)  # by the core, at the first and the last token
+
+    def count(self, counters: Mapping[str, float]) -> None:
+        """A token came; counters: of the core, since it was loaded."""
+        self.counted = [*self.counted[:1], counters]
 
     @property
     def finished(self) -> bool:
@@ -87,5 +93,10 @@ class Request:
             drafted=self.drafted,
             accepted=self.accepted,
             latencies=tuple(later - before for before, later in pairwise(self.times)),
+            neurons=_growth(*self.counted) if len(self.counted) == 2 else {},
         )
         return Completion(tuple(s.sample() for s in self.sequences), self.seed, stats)
+
+
+def _growth(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    return {name: value - before[name] for name, value in after.items()}

@@ -4,7 +4,7 @@ Tensors of layer i: `hotset.layers.{i}.predictor.down` [rank, hidden] and `…up
 a store, rows of `up` in the store's order of neurons; and of the whole model `hotset.predictor.losses`, `…scores`,
 `…predicted` and `…recall`, see Thresholds, `…energies`, `…changes` and, in newer files, `…agreements`, see Predictors,
 all f32. From them come the
-least scores at which a neuron in memory, and a missing one, is computed.
+least scores at which a neuron in memory, and a missing one, is computed. Checksums: hotset.formats.checksums.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import FormatError, UsageError
+from hotset.formats.checksums import SUMS, reserved, seal, verify
 from hotset.formats.files import Json, is_count, parse_json, read_at
 from hotset.formats.neurons import NeuronInfo
-from hotset.formats.safetensors import read_header
+from hotset.formats.safetensors import Header, read_header
 from hotset.formats.store import ALIGNMENT, StoreEntry, read_weights
 from hotset.formats.store_file import StoreTensor, WeightFile
 from hotset.formats.thresholds import FETCH, Thresholds, fetch_energy, limits
@@ -41,6 +42,7 @@ _FACTS = {
     "perplexity_change": float,
     "fetch": float,
 }
+_AGAIN = "train the predictors again with `hotset train-predictor`"
 _LATER = {"fetch": FETCH}  # facts that older files lack, and what held for them
 
 
@@ -141,12 +143,15 @@ def order_crc32c(neurons: NeuronInfo) -> int:
 def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
     """The predictors beside a packed store; None if it has none.
 
+    The maps themselves are not read; verify_predictors does.
     Raises: UsageError if they were made for another order of neurons; FormatError, StorageError.
     """
     path = folder / PREDICTORS_FILE
     if not path.exists():
         return None
-    facts = _facts(path)
+    header = read_header(path)
+    verify(path, header, _AGAIN, lambda name: name in header.metadata or name.startswith("hotset.predictor."))
+    facts = _facts(path, header)
     entries = read_weights(path)
     maps = {part: [entries.get(_name(i, part)) for i in range(neurons.layers)] for part in ("down", "up")}
     tables = Thresholds(*_tables(path, entries, neurons.layers))
@@ -160,6 +165,12 @@ def read_predictors(folder: Path, neurons: NeuronInfo) -> Predictors | None:
     if facts.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; train the predictors again, or remove it")
     return Predictors(down, up, tables, measured=measured, agreements=agreements, **facts)
+
+
+def verify_predictors(folder: Path) -> None:
+    """Reads all of the predictors beside a store, if there are any. Raises StorageError where a checksum is not met."""
+    if (path := folder / PREDICTORS_FILE).exists():
+        verify(path, read_header(path), _AGAIN)
 
 
 def write_predictors(
@@ -194,7 +205,8 @@ def write_predictors(
     ]
     about = json.dumps({**facts, "order_crc32c": order_crc32c(neurons)})
     partial.unlink(missing_ok=True)
-    file = WeightFile(partial, tensors, {"predictor": about})
+    names = ["predictor", "hotset", *(tensor.name for tensor in tensors)]
+    file = WeightFile(partial, tensors, {"predictor": about, SUMS: reserved(names)})
     try:
         for layer, (down, up) in enumerate(maps):
             for matrix in (down, up[neurons.read_order(layer)]):
@@ -202,6 +214,7 @@ def write_predictors(
         for values in vectors.values():
             _append(file, np.array(values, "<f4").view(np.uint8))
         file.close()
+        seal(partial)
     except BaseException:
         file.abandon()
         partial.unlink(missing_ok=True)
@@ -226,11 +239,10 @@ def _append(file: WeightFile, data: NDArray[np.uint8]) -> None:
     file.write(memoryview(bytes(-data.nbytes % ALIGNMENT)))
 
 
-def _facts(path: Path) -> Json:
-    metadata = read_header(path).metadata
-    if "predictor" not in metadata:
+def _facts(path: Path, header: Header) -> Json:
+    if "predictor" not in header.metadata:
         raise FormatError(f"{path} is not a file of predictors: its metadata has no 'predictor'")
-    facts = _LATER | parse_json(metadata["predictor"].encode(errors="replace"), f"{path}: metadata 'predictor'")
+    facts = _LATER | parse_json(header.metadata["predictor"].encode(errors="replace"), f"{path}: metadata 'predictor'")
     fine = facts.keys() == _FACTS.keys() and all(_is(facts[name], kind) for name, kind in _FACTS.items())
     if not fine:
         raise FormatError(f"{path}: metadata 'predictor' must have exactly {', '.join(_FACTS)}; train them again")

@@ -3,7 +3,7 @@
 Tensors of layer i: `hotset.layers.{i}.sketch.gate` (not in a plain FFN) and `….up`, as native/quant/sketch.h has them,
 and `….vectors`, f32 [5, ffn]: what is to be added to gate and up, the length of each neuron's column of `down`, and the
 standard deviations of what gate and up are wrong by; all in the store's order of neurons. Each tensor starts at a
-multiple of 4 KiB. The metadata's `sketch` has the rest.
+multiple of 4 KiB. The metadata's `sketch` has the rest, and `crc32c` the checksums (hotset.formats.checksums).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import FormatError, UsageError
+from hotset.formats.checksums import SUMS, reserved, seal, verify
 from hotset.formats.files import Json, is_count, parse_json, storage_error
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import order_crc32c
@@ -27,6 +28,7 @@ from hotset.formats.store import ALIGNMENT
 
 SKETCH_FILE = "sketch.safetensors"
 BITS = (2, 3)
+_AGAIN = "make it again with `hotset sketch`"
 SHARES = tuple(i / 20 for i in range(1, 20))
 Part = tuple[str, NDArray[Any]]
 
@@ -57,7 +59,7 @@ class Sketch:
 
 
 def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
-    """The sketch beside a packed store; None if it has none.
+    """The sketch beside a packed store; None if it has none. Its tensors are not read; verify_sketch does.
 
     Raises: UsageError if it was made for another order of neurons; FormatError, StorageError.
     """
@@ -65,6 +67,7 @@ def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
     if not path.exists():
         return None
     header = read_header(path)
+    verify(path, header, _AGAIN, lambda name: name in header.metadata)
     facts = _facts(path, header, neurons)
     parts = ("gate", "up", "vectors") if neurons.gated else ("up", "vectors")
     offsets = []
@@ -72,6 +75,12 @@ def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
         at = {part: _offset(path, header, facts.bits, neurons, layer, part) for part in parts}
         offsets.append((at.get("gate", 0), at["up"], at["vectors"]))
     return Sketch(path, facts, tuple(offsets), sum(entry.bytes for entry in header.entries.values()))
+
+
+def verify_sketch(folder: Path) -> None:
+    """Reads all of the sketch beside a store, if there is one. Raises StorageError where a checksum is not met."""
+    if (path := folder / SKETCH_FILE).exists():
+        verify(path, read_header(path), _AGAIN)
 
 
 def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Part]], facts: SketchFacts) -> Path:
@@ -89,6 +98,7 @@ def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Pa
                 for _, data in parts:
                     file.write(data.tobytes())
                     file.write(bytes(-data.nbytes % ALIGNMENT))
+        seal(partial)
         return partial.replace(path)
     except OSError as error:
         raise storage_error(path, "cannot be written", error) from None
@@ -103,13 +113,15 @@ def _bytes(neurons: NeuronInfo, bits: int, part: str) -> int:
 
 
 def _header(neurons: NeuronInfo, bits: int, about: Json) -> bytes:
-    described: Json = {"__metadata__": {"sketch": json.dumps(about)}}
+    described: Json = {"__metadata__": {}}
     at = 0
     for layer in range(neurons.layers):
         for part in ("gate", "up", "vectors") if neurons.gated else ("up", "vectors"):
             size = -(-_bytes(neurons, bits, part) // ALIGNMENT) * ALIGNMENT
             described[_name(layer, part)] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
             at += size
+    names = ["sketch", *(name for name in described if name != "__metadata__")]
+    described["__metadata__"] = {"sketch": json.dumps(about), SUMS: reserved(names)}
     text = json.dumps(described, separators=(",", ":")).encode()
     padded = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT
     return (padded - 8).to_bytes(8, "little") + text.ljust(padded - 8)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from hotset.engine import Completion, Stats
 from hotset.engine.cgroup import peak_memory
@@ -13,7 +13,7 @@ from hotset.formats.sketch import read_sketch
 
 if TYPE_CHECKING:
     from hotset.llm import LLM
-    from hotset.planner.model_cost import Forecast
+    from hotset.planner.model_cost import Bound, Forecast
     from hotset.planner.plan_file import Plan
     from hotset.planner.rates import Rates
     from hotset.planner.sizes import NeuronSizes
@@ -23,19 +23,45 @@ COUNTERS = ("candidates", "active", "missed", "reads", "bytes_read", "stall_seco
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """Of the tokens after the first; per token where a name does not say otherwise."""
+    """Figures of one answer, made by `LLM.run_stats`: of the tokens after its first, which belongs to the prompt.
+
+    Seconds and bytes; hit rate, shares and acceptance are from 0 to 1.
+    """
 
     tokens: int
     tokens_per_s: float
-    p50_s: float  # latencies
+    p50_s: float  # latencies: half of the tokens came within this time, 90 % and 99 % within the next two
     p90_s: float
     p99_s: float
     peak_bytes: int  # most memory so far
     peak_of: str  # "cgroup", page cache included, or "process"
+    mode: str = "exact"  # or "exact, drafted", "predicted within a loss of 1%", "predicted as calibrated"
     predictor: str = ""  # of a packed model, as its plan says
     planned_bytes: int = 0  # what that plan takes in all
     neurons: NeuronStats | None = None  # of a packed model
     drafts: DraftStats | None = None  # where drafts were made
+
+    @property
+    def shares(self) -> dict[Bound, float]:
+        """Of the time a token took, what drive, memory and cores need at their best; empty if that is not known."""
+        if self.neurons is None or (best := self.neurons.bound) is None:
+            return {}
+        seconds: dict[Bound, float] = {"drive": best.drive_s, "memory": best.memory_s, "compute": best.compute_s}
+        return {name: self.tokens_per_s * needed for name, needed in seconds.items()}
+
+    @property
+    def reached(self) -> float | None:
+        """Share of the speed at which the slowest of these would be busy all the time; None if that is not known."""
+        return max(self.shares.values(), default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it by name, with `shares`, `reached`, the rates of hits and misses, and the bound in tokens/s."""
+        found = asdict(self) | {"shares": self.shares, "reached": self.reached}
+        if (n := self.neurons) is not None:
+            found["neurons"] |= {"hit_rate": n.hit_rate, "miss_rate": n.miss_rate}
+            if n.bound is not None:
+                found["neurons"]["bound"]["bound_tokens_per_s"] = n.bound.bound_tokens_per_s
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +77,30 @@ class DraftStats:
 
 @dataclass(frozen=True, slots=True)
 class NeuronStats:
+    """Of a token in the mean."""
+
     candidates: float  # computed at least in part
     active: float
     missed: float
-    reads: float
-    drive_bytes: float
+    reads: float  # requests to the drive
+    drive_bytes: float  # that these asked for
     stall_s: float  # waiting for the drive with nothing to compute
     bound: Forecast | None  # what these numbers imply on this host; None: it was not probed
 
     @property
     def hit_rate(self) -> float:
+        """Share of the neurons computed that were in memory."""
         return 1 - self.missed / self.candidates if self.candidates else 1.0
 
+    @property
+    def miss_rate(self) -> float:
+        return 1 - self.hit_rate
 
-def run_stats(llm: LLM, completion: Completion, before: Mapping[str, float]) -> RunStats:
-    """Of one request that ran alone. before: llm.stats when its first token had come."""
-    stats, tokens = completion.stats, len(completion.stats.latencies)
+
+def run_stats(llm: LLM, completion: Completion) -> RunStats:
+    """Of an answer of `llm` that ran alone."""
+    stats = completion.stats
+    tokens = max(stats.output_tokens - len(completion.samples), 0)
     peak, peak_of = peak_memory()
     return RunStats(
         tokens=tokens,
@@ -76,11 +110,22 @@ def run_stats(llm: LLM, completion: Completion, before: Mapping[str, float]) -> 
         p99_s=stats.latency(0.99),
         peak_bytes=peak,
         peak_of=peak_of,
+        mode=mode(llm),
         predictor=llm.plan.predictor if llm.plan else "",
         planned_bytes=llm.plan.bytes if llm.plan else 0,
-        neurons=None if llm.plan is None or tokens == 0 else _neurons(llm, stats, before),
+        neurons=_neurons(llm, stats, tokens) if stats.neurons and tokens else None,
         drafts=_drafts(stats) if stats.drafted else None,
     )
+
+
+def mode(llm: LLM) -> str:
+    """What becomes of the text: that of computing every neuron, or one within a loss of perplexity."""
+    plan = llm.plan
+    if plan is None or plan.predictor in ("all", "gate"):
+        return "exact"
+    if plan.drafts:
+        return "exact, drafted" if llm.engine.speculator is not None else "exact"
+    return "predicted as calibrated" if plan.loss is None else f"predicted within a loss of {100 * plan.loss:.3g}%"
 
 
 def _drafts(stats: Stats) -> DraftStats:
@@ -88,9 +133,8 @@ def _drafts(stats: Stats) -> DraftStats:
     return DraftStats(stats.passes, stats.drafted, stats.accepted, stats.acceptance, tokens)
 
 
-def _neurons(llm: LLM, stats: Stats, before: Mapping[str, float]) -> NeuronStats:
-    after, tokens = llm.stats, len(stats.latencies)
-    each = {name: (after[f"neuron_{name}"] - before[f"neuron_{name}"]) / tokens for name in COUNTERS}
+def _neurons(llm: LLM, stats: Stats, tokens: int) -> NeuronStats:
+    each = {name: stats.neurons[name] / tokens for name in COUNTERS}
     return NeuronStats(
         each["candidates"],
         each["active"],
@@ -143,7 +187,7 @@ class _Run:
         from hotset.planner.drafting import most_pass_reads, of_rounds, verification
         from hotset.planner.model_cost import Demand
 
-        tokens, drafted, hot = len(stats.latencies), max(stats.drafted, 1), sum(self.plan.hot)
+        tokens, drafted, hot = stats.output_tokens - 1, max(stats.drafted, 1), sum(self.plan.hot)
         every = Demand(self.sizes.neurons, counts["active"], counts["active"], 0, 0, 0)
         verify = verification(self.sizes, hot, every, self.resident, self.rates, self.plan.threads)
         passes = stats.passes / tokens
@@ -158,6 +202,25 @@ class _Run:
 
 def lines(stats: RunStats) -> list[str]:
     """The stats for people."""
+    where = "of the cgroup, page cache included" if stats.peak_of == "cgroup" else "of the process"
+    return [*decode_lines(stats), f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
+
+
+def short(stats: RunStats) -> str:
+    """One line of what matters while talking: slow tokens, drafts, neurons, drive, bound and memory."""
+    found = [f"P99 {stats.p99_s * 1e3:.0f} ms"]
+    if (n := stats.neurons) is not None:
+        found += [stats.mode, f"{n.hit_rate:.1%} in memory", f"{n.reads:.0f} reads of {n.drive_bytes / 1e6:.2f} MB"]
+        found.append(f"{n.stall_s * 1e3:.1f} ms waiting a token")
+        if n.bound is not None:
+            found.append(f"{stats.reached:.0%} of the {n.bound.bound} bound")
+    if (d := stats.drafts) is not None:
+        found.append(f"{d.acceptance:.0%} of drafts accepted")
+    return f"[{', '.join(found)}; peak {stats.peak_bytes / 2**20:.0f} MiB]"
+
+
+def decode_lines(stats: RunStats) -> list[str]:
+    """All but the memory."""
     found = [
         f"decode   {stats.tokens_per_s:.2f} tokens/s over {stats.tokens} tokens; latency P50 {stats.p50_s * 1e3:.1f} ms"
         f", P90 {stats.p90_s * 1e3:.1f} ms, P99 {stats.p99_s * 1e3:.1f} ms",
@@ -167,18 +230,25 @@ def lines(stats: RunStats) -> list[str]:
             f"drafts   {d.accepted} of {d.drafted} tokens accepted ({d.acceptance:.1%}); {d.passes} exact passes, "
             f"{d.tokens_per_pass:.2f} tokens each"
         )
-    if (n := stats.neurons) is not None:
-        found += [
-            f"neurons  a token: {n.candidates:.0f} computed, {n.active:.0f} active, {n.missed:.0f} missed "
-            f"({n.hit_rate:.2%} in memory)",
-            f"drive    a token: {n.reads:.0f} reads, {n.drive_bytes / 1e6:.2f} MB, {n.stall_s * 1e3:.2f} ms waiting",
-        ]
-        if n.bound is not None:
-            reached = stats.tokens_per_s / n.bound.bound_tokens_per_s
-            found.append(
-                f"bound    {n.bound.bound}: at most {n.bound.bound_tokens_per_s:.1f} tokens/s, reached {reached:.0%} "
-                f"(drive {n.bound.drive_s * 1e3:.2f} ms, memory {n.bound.memory_s * 1e3:.2f} ms for "
-                f"{n.bound.memory_bytes / 1e6:.1f} MB, compute {n.bound.compute_s * 1e3:.2f} ms)"
-            )
-    where = "of the cgroup, page cache included" if stats.peak_of == "cgroup" else "of the process"
-    return [*found, f"memory   peak {stats.peak_bytes / 2**20:.0f} MiB {where}"]
+    if stats.neurons is not None:
+        found += [f"mode     {stats.mode}; predictor {stats.predictor}", *_neuron_lines(stats, stats.neurons)]
+    return found
+
+
+def _neuron_lines(stats: RunStats, n: NeuronStats) -> list[str]:
+    drafted = " in drafts" * (stats.mode == "exact, drafted")  # passes compute all, and count in reads alone
+    found = [
+        f"neurons  a token{drafted}: {n.candidates:.0f} computed, {n.active:.0f} active, {n.missed:.0f} missed "
+        f"({n.hit_rate:.2%} in memory)",
+        f"drive    a token: {n.reads:.0f} reads, {n.drive_bytes / 1e6:.2f} MB, {n.stall_s * 1e3:.2f} ms waiting",
+    ]
+    if n.bound is None:
+        return [*found, "bound    not known: this host was not probed; run `hotset probe`"]
+    shares = {name: f"{share:.0%}" for name, share in stats.shares.items()}
+    return [
+        *found,
+        f"bound    {n.bound.bound}: at most {n.bound.bound_tokens_per_s:.1f} tokens/s, reached {shares[n.bound.bound]} "
+        f"(drive {n.bound.drive_s * 1e3:.2f} ms, {shares['drive']}; memory {n.bound.memory_s * 1e3:.2f} ms for "
+        f"{n.bound.memory_bytes / 1e6:.1f} MB, {shares['memory']}; compute {n.bound.compute_s * 1e3:.2f} ms, "
+        f"{shares['compute']})",
+    ]
