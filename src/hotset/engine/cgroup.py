@@ -20,9 +20,15 @@ class MemoryLimitWarning(RuntimeWarning):
 class MemoryGroup:
     """A limited cgroup, page cache included in all numbers (bytes)."""
 
-    limit: int
+    limit: int  # the kernel ends processes above it, or, where it is memory.high of version 2, slows them down
     used: int
     peak: int | None  # None: this kernel does not say
+    cached: int = 0  # of `used`: files that no process maps, which the kernel takes back when it needs the memory
+
+    @property
+    def free(self) -> int:
+        """Below 0 where less is granted than is used."""
+        return self.limit - self.used + self.cached
 
 
 def memory_group(proc: Path = Path("/proc/self/cgroup"), mount: Path = _MOUNT) -> MemoryGroup | None:
@@ -47,14 +53,26 @@ def _folders(proc: Path, mount: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> MemoryGroup | None:
-    for limit, used, peak in (
-        ("memory.max", "memory.current", "memory.peak"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+    for limits, used, peak in (
+        (("memory.max", "memory.high"), "memory.current", "memory.peak"),
+        (("memory.limit_in_bytes",), "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
     ):
-        most = _number(folder / limit)
-        if most is not None and most < _NO_LIMIT:
-            return MemoryGroup(most, _number(folder / used) or 0, _number(folder / peak))
+        set_here = [most for name in limits if (most := _number(folder / name)) is not None and most < _NO_LIMIT]
+        if set_here:
+            return MemoryGroup(
+                min(set_here), _number(folder / used) or 0, _number(folder / peak), _cached(folder / "memory.stat")
+            )
     return None
+
+
+def _cached(path: Path) -> int:
+    try:
+        stat = {key: int(count) for key, count in map(str.split, path.read_text().splitlines())}
+    except (OSError, ValueError):
+        return 0
+    if "total_cache" in stat:  # version 1, with the groups inside
+        return max(0, stat["total_active_file"] + stat["total_inactive_file"] - stat["total_mapped_file"])
+    return max(0, stat.get("active_file", 0) + stat.get("inactive_file", 0) - stat.get("file_mapped", 0))
 
 
 def _number(path: Path) -> int | None:
