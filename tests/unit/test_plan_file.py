@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hotset.engine import budget, cgroup
+from hotset.engine import budget
 from hotset.engine.budget import Host
-from hotset.engine.cgroup import MemoryGroup, MemoryLimitWarning, MemoryWatch, memory_group, peak_memory
+from hotset.engine.cgroup import MemoryGroup, memory_group, peak_memory
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
@@ -146,25 +145,6 @@ def test_what_is_free_counts_files_that_nobody_maps(tmp_path: Path, monkeypatch:
     assert found == MemoryGroup(1000, 900, None, 250) and found.free == 350
     monkeypatch.setattr(budget, "memory_group", lambda: found)
     assert Host.measure().free == 350  # so that files just written refuse no model
-
-
-def test_a_limit_that_shrinks_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, now = 10 << 30, 0.0
-    monkeypatch.setattr(cgroup, "memory_group", lambda: MemoryGroup(limit, 0, None))
-    monkeypatch.setattr(cgroup.time, "monotonic", lambda: now)
-    watch = MemoryWatch(4 << 30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        watch()
-    limit = 2 << 30
-    watch()  # within the same second
-    now = 2.0
-    with pytest.warns(MemoryLimitWarning, match="fallen to 2048 MiB; the model was loaded for 4096 MiB"):
-        watch()
-    now = 4.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        watch()
 
 
 def test_peak_memory_is_at_least_what_is_held_now() -> None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _MOUNT = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # version 1 says a number near 2^63 for "none"
-
-
-class MemoryLimitWarning(RuntimeWarning):
-    """The system grants less memory than the model was loaded for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +89,3 @@ def _high_water_mark() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("/proc/self/status has no VmHWM")
-
-
-class MemoryWatch:
-    """Warns, once, if the limit of the cgroup falls below what the model takes. Looks once a second at most."""
-
-    def __init__(self, needed: int) -> None:
-        self._needed, self._next, self._warned = needed, 0.0, False
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if self._warned or now < self._next:
-            return
-        self._next = now + 1.0
-        group = memory_group()
-        if group is not None and group.limit < self._needed:
-            self._warned = True
-            warnings.warn(
-                f"the memory limit has fallen to {group.limit >> 20} MiB; the model was loaded for "
-                f"{self._needed >> 20} MiB, so the system may end or stall it: load it again with a smaller budget",
-                MemoryLimitWarning,
-                stacklevel=2,
-            )
