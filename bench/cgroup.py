@@ -26,13 +26,20 @@ class Files(NamedTuple):
     """How one version names what is used here."""
 
     limit: str
+    used: str
     peak: str  # most bytes so far, page cache included
     kills: str  # has a line "oom_kill N"
     no_swap: tuple[str, str]  # file and what to write into it
 
 
-V1 = Files("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control", ("memory.swappiness", "0"))
-V2 = Files("memory.max", "memory.peak", "memory.events", ("memory.swap.max", "0"))
+V1 = Files(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    "memory.max_usage_in_bytes",
+    "memory.oom_control",
+    ("memory.swappiness", "0"),
+)
+V2 = Files("memory.max", "memory.current", "memory.peak", "memory.events", ("memory.swap.max", "0"))
 
 
 class Group(NamedTuple):
@@ -42,6 +49,18 @@ class Group(NamedTuple):
     @property
     def peak_bytes(self) -> int:
         return int((self.folder / self.files.peak).read_text())
+
+    @property
+    def limit_bytes(self) -> int:
+        return int((self.folder / self.files.limit).read_text())
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Raises OSError where version 1 cannot take enough back; version 2 ends processes instead."""
+        (self.folder / self.files.limit).write_text(str(limit_bytes))
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """The command of a shell that enters the group, then becomes the program: all it touches is counted there."""
+        return ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.folder / "cgroup.procs"), *command]
 
     @property
     def kills(self) -> int:
@@ -69,10 +88,10 @@ def run(
 
     Raises: CgroupError; subprocess.TimeoutExpired after `seconds`.
     """
-    with _group(limit_bytes) as group:
-        # The shell enters the group, then becomes the program: all that the program touches is counted there.
-        entered = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group.folder / "cgroup.procs"), *command]
-        done = subprocess.run(entered, capture_output=True, text=True, check=False, timeout=seconds, env=environment)
+    with limited_group(limit_bytes) as group:
+        done = subprocess.run(
+            group.enter(command), capture_output=True, text=True, check=False, timeout=seconds, env=environment
+        )
         return Finished(
             list(command), done.returncode, done.stdout, done.stderr, group.peak_bytes, killed=group.kills > 0
         )
@@ -102,7 +121,8 @@ def place(proc: Path = Path("/proc/self/cgroup"), mount: Path = MOUNT) -> tuple[
 
 
 @contextmanager
-def _group(limit_bytes: int | None) -> Iterator[Group]:
+def limited_group(limit_bytes: int | None) -> Iterator[Group]:
+    """A group in which no process is yet; all must have left it at the end. Raises CgroupError."""
     parent, files = place()
     group = Group(parent / f"hotset-bench-{os.getpid()}", files)
     try:
@@ -111,7 +131,7 @@ def _group(limit_bytes: int | None) -> Iterator[Group]:
         raise CgroupError(f"{group.folder} cannot be made ({error.strerror}); run this as root") from None
     try:
         if limit_bytes is not None:
-            (group.folder / files.limit).write_text(str(limit_bytes))
+            group.set_limit(limit_bytes)
         swap, value = files.no_swap
         if (group.folder / swap).exists():  # not where the kernel counts no swap
             (group.folder / swap).write_text(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,11 +132,14 @@ def random_maps(folder: Path, config: ModelConfig, rank: int = 32) -> tuple[list
     return weights, refs
 
 
-def run(engine: _core.Engine, prompt: list[int], steps: list[int]) -> Floats:
-    """Logits after the prompt and after each further token, [1 + steps, vocab]."""
+def run(
+    engine: _core.Engine, prompt: list[int], steps: list[int], before: Callable[[int], object] = lambda step: None
+) -> Floats:
+    """Logits after the prompt and after each further token, [1 + steps, vocab]; `before` each of them is called."""
     seq = engine.sequence_new()
     rows = []
-    for tokens in [prompt, *([token] for token in steps)]:
+    for number, tokens in enumerate([prompt, *([token] for token in steps)]):
+        before(number)
         engine.step(
             np.array([seq], np.int32),
             np.array([len(tokens)], np.int32),

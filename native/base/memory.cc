@@ -63,6 +63,11 @@ Buffer::~Buffer() {
   if (data_ != nullptr) munmap(data_, mapped_);
 }
 
+bool Buffer::release_from(size_t offset) {
+  const size_t begin = (offset + page_bytes() - 1) / page_bytes() * page_bytes();
+  return begin >= mapped_ || madvise(data_ + begin, mapped_ - begin, MADV_DONTNEED) == 0;
+}
+
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),

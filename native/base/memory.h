@@ -18,6 +18,9 @@ class Buffer {
   Buffer& operator=(Buffer&&) noexcept;
   uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // Gives the pages from the first whole one after `offset` on back to the system, for as long as nobody
+  // touches them: they are zero then. False where the system keeps them (locked memory).
+  bool release_from(size_t offset);
 
  private:
   uint8_t* data_ = nullptr;

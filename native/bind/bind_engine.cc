@@ -22,6 +22,7 @@ using hotset::model::EngineOptions;
 using hotset::model::FileChecksums;
 using hotset::model::TensorRef;
 using hotset::pipeline::NeuronFile;
+using hotset::pipeline::SparseFfn;
 
 template <class T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -135,6 +136,12 @@ void set_ffn_floor(Engine& e, size_t layer, float input, float gate,
   e.set_ffn_floor(layer, {input, gate, std::move(products)});
 }
 
+size_t shrink_cold(const Engine& e, size_t slots) {
+  // The engine owns its FFN and is not const itself; only its accessor is.
+  auto* ffn = const_cast<SparseFfn*>(dynamic_cast<const SparseFfn*>(e.ffn()));
+  return ffn ? ffn->shrink_cold(slots) : 0;
+}
+
 nb::tuple take_record(Engine& e) {
   auto& r = e.record();
   const size_t rows = r.rows;
@@ -193,6 +200,7 @@ void bind_engine(nb::module_& m) {
       .def("set_threads", &Engine::set_threads, nb::arg("threads"), nb::call_guard<nb::gil_scoped_release>())
       .def("set_ffn_floor", &set_ffn_floor, nb::arg("layer"), nb::kw_only(), nb::arg("input") = 0.0f,
            nb::arg("gate") = 0.0f, nb::arg("product") = nb::none())
+      .def("shrink_cold", &shrink_cold, nb::arg("slots"), nb::call_guard<nb::gil_scoped_release>())
       .def("warm", &Engine::warm, nb::call_guard<nb::gil_scoped_release>())
       .def(
           "record",
@@ -206,7 +214,7 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("stats", &stats)
       .def_prop_ro("sparse_stats",
                    [](const Engine& e) {
-                     const auto* ffn = dynamic_cast<const hotset::pipeline::SparseFfn*>(e.ffn());
+                     const auto* ffn = dynamic_cast<const SparseFfn*>(e.ffn());
                      return ffn ? hotset::bind::sparse_stats(*ffn) : nb::dict();
                    })
       .def_prop_ro("threads", &Engine::threads)

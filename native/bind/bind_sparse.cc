@@ -136,8 +136,11 @@ nb::dict sparse_stats(const pipeline::SparseFfn& ffn) {
   d["reads"] = c.reads;
   d["bytes_read"] = c.bytes_read;
   d["stall_seconds"] = c.stall_seconds;
-  d["evictions"] = ffn.cache_counters().evictions;
+  d["evictions"] = ffn.cache().counters().evictions;
   d["bytes"] = ffn.bytes();
+  d["cold_slots"] = ffn.cache().slots();
+  d["cold_used"] = ffn.cache().used_slots();
+  d["slot_bytes"] = ffn.slot_bytes();
   return d;
 }
 

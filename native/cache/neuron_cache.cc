@@ -1,5 +1,6 @@
 #include "cache/neuron_cache.h"
 
+#include <algorithm>
 #include <string>
 
 #include "base/error.h"
@@ -52,12 +53,25 @@ uint32_t NeuronCache::take_slot() {
 
 void NeuronCache::make_room() {
   policy_->evict(time_ + 1 - layers_kept_, free_);
-  for (const uint32_t slot : free_) {
-    if (owner_[slot] == kNobody) continue;
-    slot_[owner_[slot]] = kAbsent;
-    owner_[slot] = kNobody;
-    ++counters_.evictions;
-  }
+  for (const uint32_t slot : free_) drop(slot);
+}
+
+void NeuronCache::drop(uint32_t slot) {
+  if (owner_[slot] == kNobody) return;
+  slot_[owner_[slot]] = kAbsent;
+  owner_[slot] = kNobody;
+  ++counters_.evictions;
+}
+
+size_t NeuronCache::give_up(size_t slots) {
+  const size_t left = owner_.size() - std::min(slots, owner_.size());
+  const size_t used = used_ - std::min<size_t>(used_, left);
+  for (size_t i = 0; i < used; ++i) drop(static_cast<uint32_t>(left + i));
+  std::erase_if(free_, [&](uint32_t slot) { return slot >= left; });
+  owner_.resize(left);
+  used_ -= static_cast<uint32_t>(used);
+  policy_->shrink(left);
+  return cold_memory_.release_from(left * stride_) ? used * stride_ : 0;
 }
 
 uint8_t* NeuronCache::admit(size_t layer, uint32_t neuron) {

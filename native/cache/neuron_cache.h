@@ -48,12 +48,16 @@ class NeuronCache {
   uint8_t* admit(size_t layer, uint32_t neuron);
   // Takes an admitted neuron out again (its read failed).
   void forget(size_t layer, uint32_t neuron);
+  // Gives up the last slots, all if there are no more: their neurons are evicted, in use or not, and their
+  // memory, which must not be pinned, goes back to the system. Returns how many bytes of it had been used.
+  size_t give_up(size_t slots);
 
   const CacheCounters& counters() const { return counters_; }
-  size_t bytes() const { return hot_memory_.size() + cold_memory_.size(); }
+  size_t bytes() const { return hot_memory_.size() + cold_memory().size(); }
   size_t slots() const { return owner_.size(); }
-  bool full() const { return used_ == owner_.size(); }  // every slot has held a neuron
-  std::span<uint8_t> cold_memory() const { return {cold_memory_.data(), cold_memory_.size()}; }
+  size_t used_slots() const { return used_; }           // that have held a neuron
+  bool full() const { return used_ == owner_.size(); }  // all of them
+  std::span<uint8_t> cold_memory() const { return {cold_memory_.data(), owner_.size() * stride_}; }
 
  private:
   static constexpr uint32_t kAbsent = UINT32_MAX;
@@ -62,15 +66,16 @@ class NeuronCache {
   uint32_t slot_of(size_t layer, uint32_t neuron) const { return slot_[layer * neurons_ + neuron]; }
   uint32_t take_slot();
   void make_room();
+  void drop(uint32_t slot);
 
   size_t neurons_, stride_;
   std::vector<uint32_t> hot_;
   std::vector<size_t> hot_offset_;
-  Buffer hot_memory_, cold_memory_;
-  std::vector<uint32_t> slot_;   // [layers][neurons], kAbsent = not a cold neuron in memory
-  std::vector<uint64_t> owner_;  // [slots] layer * neurons + neuron
-  uint32_t used_ = 0;            // slots ever given out; fresh ones first
-  std::vector<uint32_t> free_;   // slots given up since
+  Buffer hot_memory_, cold_memory_;  // the latter of as many slots as there ever were
+  std::vector<uint32_t> slot_;       // [layers][neurons], kAbsent = not a cold neuron in memory
+  std::vector<uint64_t> owner_;      // [slots] layer * neurons + neuron
+  uint32_t used_ = 0;                // slots ever given out; fresh ones first
+  std::vector<uint32_t> free_;       // slots whose neurons made room
   std::unique_ptr<EvictionPolicy> policy_;
   // The first times are those of free slots; tokens begin after multiples of the number of layers.
   uint32_t layers_kept_, time_ = layers_kept_ * static_cast<uint32_t>(hot_.size());

@@ -23,6 +23,10 @@ class Lru : public EvictionPolicy {
   void evict(uint32_t in_use, std::vector<uint32_t>& slots) override {
     if (const uint32_t slot = oldest(in_use); slot != kNone) slots.push_back(take(slot));
   }
+  void shrink(size_t slots) override {
+    for (auto slot = static_cast<uint32_t>(slots); slot < end_; ++slot)
+      if (links_[slot].linked()) take(slot);
+  }
 
  protected:
   static constexpr uint32_t kNone = UINT32_MAX;
@@ -95,6 +99,11 @@ class Clock : public EvictionPolicy {
       if (count_[slot] == 0) return slots.push_back(slot);
       count_[slot] /= 2;
     }
+  }
+  void shrink(size_t slots) override {
+    count_.resize(slots);
+    time_.resize(slots);
+    if (hand_ >= slots) hand_ = 0;
   }
 
  private:

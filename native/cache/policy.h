@@ -19,6 +19,8 @@ class EvictionPolicy {
   virtual void touch(uint32_t slot, uint32_t time) = 0;   // its neuron was used
   // Appends slots last touched before `in_use`, whose neurons go now: at least one if there is such a slot.
   virtual void evict(uint32_t in_use, std::vector<uint32_t>& slots) = 0;
+  // Slots from this number on are no more.
+  virtual void shrink(size_t slots) = 0;
 };
 
 // lru     least recently used, exactly (PowerInfer-2's choice)

@@ -38,8 +38,9 @@ class Reader {
   // good for nothing but destruction.
   virtual size_t wait(std::span<uint64_t> tags, size_t min_done) = 0;
   // Makes reads into this memory cost less from now on, where the back end can. All of it becomes resident
-  // and must outlive the Reader. Once.
+  // and must outlive the Reader, or be unregistered while no read is in flight. One piece at a time.
   virtual void register_memory(std::span<uint8_t> memory) { static_cast<void>(memory); }
+  virtual void unregister_memory() {}
 };
 
 struct ReaderOptions {

@@ -57,6 +57,15 @@ class UringReader final : public QueueReader {
       memory_ = memory;
   }
 
+  // Not left to the end of the ring, which the kernel takes down some time later: until then the pages stay
+  // pinned.
+  void unregister_memory() override {
+    if (memory_.empty()) return;
+    if (const int error = io_uring_unregister_buffers(&ring_); error < 0)
+      fail("cannot unregister memory", error);
+    memory_ = {};
+  }
+
  private:
   [[noreturn]] void fail(const char* what, int error) const {
     throw IoError(file().path() + ": " + what + ": " + strerror(-error));

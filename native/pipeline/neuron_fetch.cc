@@ -17,6 +17,11 @@ void NeuronFetch::register_memory(std::span<uint8_t> memory) {
   memory_ = memory;
 }
 
+void NeuronFetch::unregister_memory() {
+  if (reader_) reader_->unregister_memory();
+  memory_ = {};
+}
+
 void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* place) {
   if (!reader_) {
     reader_ = io::open_reader(file_.path, io_);

@@ -20,8 +20,10 @@ class NeuronFetch {
   // bytes: of each bundle that are read.
   NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io);
 
-  // Makes reads into this memory, which must outlive this object, cost less; once.
+  // Makes reads into this memory, which must outlive this object or be unregistered while no read is under
+  // way, cost less. Nothing happens if some is registered already.
   void register_memory(std::span<uint8_t> memory);
+  void unregister_memory();
   // Queues the read of a neuron into `place`, which must stay until the batch is done.
   void add(size_t batch, size_t layer, uint32_t neuron, uint8_t* place);
   // Notes what has come and sends at most so many reads; does not wait. Throws IoError.

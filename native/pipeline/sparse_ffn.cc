@@ -49,13 +49,24 @@ const NeuronFile& checked(const NeuronFile& file, const SparseOptions& options, 
   return file;
 }
 
-// Missing neurons of one layer that find every cold slot in use. Looking ahead, two layers share the slots,
-// and the first may have taken all of them.
-size_t most_spilled(const NeuronFile& file, const SparseOptions& options, bool exact) {
+// Missing neurons of one layer that must find a place: all where those not chosen are known to be zero.
+size_t most_missing(const NeuronFile& file, const SparseOptions& options,
+                    const predictor::Predictor* predictor) {
   const size_t hot = *std::min_element(options.hot.begin(), options.hot.end());
-  const size_t cold = file.neurons - std::min(hot, file.neurons), layers = options.ahead ? 2 : 1;
-  const size_t missing = exact ? cold : std::min(cold, options.spill);
-  return std::min(missing, layers * missing - std::min(layers * missing, options.cold_slots));
+  const size_t cold = file.neurons - std::min(hot, file.neurons);
+  return !predictor || predictor->gate(0) ? cold : std::min(cold, options.spill);
+}
+
+// Those of one layer that find every cold slot in use. Looking ahead, two layers share the slots, and the
+// first may have taken all of them.
+size_t most_spilled(size_t missing, const SparseOptions& options) {
+  const size_t at_work = missing * (options.ahead ? 2 : 1);
+  return std::min(missing, at_work - std::min(at_work, options.cold_slots));
+}
+
+// Cold slots without which more would be spilled than there are places.
+size_t least_slots(size_t missing, size_t spilled, const SparseOptions& options) {
+  return spilled == missing ? 0 : missing * (options.ahead ? 2 : 1) - spilled;
 }
 
 size_t used_bytes(const quant::NeuronLayout& layout, bool gate_known) {
@@ -84,7 +95,8 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       held_bytes_(held_bytes(file_, options_.io, used_bytes_)),
       cache_(file_.neurons, options_.hot, options_.cold_slots, held_bytes_, options_.policy,
              options_.ahead ? 2 : 1),
-      spill_slots_(most_spilled(file_, options_, !predictor_ || predictor_->gate(0))),
+      spill_slots_(most_spilled(most_missing(file_, options_, predictor_.get()), options_)),
+      least_slots_(least_slots(most_missing(file_, options_, predictor_.get()), spill_slots_, options_)),
       spill_(spill_slots_ * held_bytes_ * (options_.ahead ? 2 : 1)),
       fetch_(file_, held_bytes_, options_.io),
       stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
@@ -176,6 +188,14 @@ void SparseFfn::warm(size_t layer, const LayerStream::Piece& piece, size_t rows,
       std::memcpy(place, piece.data + i * file_.layout.stride, held_bytes_);
       --room;
     }
+}
+
+size_t SparseFfn::shrink_cold(size_t slots) {
+  slots = std::min(slots, cache_.slots() - std::min(cache_.slots(), least_slots_));
+  if (slots == 0) return 0;
+  drop_unused();
+  fetch_.unregister_memory();  // pinned pages would stay
+  return cache_.give_up(slots);
 }
 
 SparseCounters SparseFfn::counters() const {

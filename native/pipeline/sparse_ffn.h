@@ -66,8 +66,13 @@ class SparseFfn : public model::Ffn {
   void run(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y, model::Record& record,
            bool draft) override;
 
+  // Between two steps: gives up cold slots, but none without which neurons of a layer might find no place.
+  // Returns the bytes that go back to the system: slots that no neuron was ever read into have none.
+  size_t shrink_cold(size_t slots);
+
   SparseCounters counters() const;
-  const cache::CacheCounters& cache_counters() const { return cache_.counters(); }
+  const cache::NeuronCache& cache() const { return cache_; }
+  size_t slot_bytes() const { return held_bytes_; }
   size_t bytes() const;  // of cache, predictor and buffers
   static constexpr size_t kMostSparseRows = 8;
   static constexpr size_t kPieceNeurons = 512;  // of a prompt's stream: 3.7 MB at hidden 4096
@@ -126,6 +131,7 @@ class SparseFfn : public model::Ffn {
   size_t held_bytes_;  // those as direct I/O reads them: from one bundle in memory to the next
   cache::NeuronCache cache_;
   size_t spill_slots_;  // of a layer: places for reads when the whole cache is in use
+  size_t least_slots_;  // cold ones that must stay beside them
   Buffer spill_;        // pages come on first use
   NeuronFetch fetch_;   // after what it reads into
   LayerStream stream_;

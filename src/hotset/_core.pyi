@@ -267,6 +267,13 @@ class Engine:
         packed model in store order).
         """
 
+    def shrink_cold(self, slots: int) -> int:
+        """Gives up so many cold slots of a packed model, and evicts what they hold; changes no result.
+
+        A few stay where a layer's neurons would else find no place. Returns the bytes that go back to the system, 0 for
+        slots never used. Not during a step.
+        """
+
     def warm(self) -> None:
         """Touches all weights (mmap) so that the first token does not wait for the drive."""
 
@@ -287,7 +294,7 @@ class Engine:
     @property
     def sparse_stats(self) -> dict[str, float]:
         """Of an engine with neurons: layers, candidates, active, missed, skipped, reads, bytes_read, stall_seconds,
-        evictions, bytes; empty otherwise."""
+        evictions, bytes, cold_slots, cold_used (slots that ever held a neuron), slot_bytes; empty otherwise."""
 
     @property
     def threads(self) -> int: ...

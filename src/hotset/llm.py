@@ -14,7 +14,8 @@ from hotset import _core
 from hotset.config import ModelConfig
 from hotset.engine import Chunk, Completion, Engine, Request, Sample, Stats, Stream, TokenLogprob, score
 from hotset.engine.budget import KvType, parse_bytes
-from hotset.engine.cgroup import MemoryWatch, peak_memory
+from hotset.engine.cgroup import peak_memory
+from hotset.engine.memory_watch import MemoryWatch
 from hotset.engine.native import draw_factory
 from hotset.engine.score import Perplexity
 from hotset.errors import InputError, UsageError
@@ -100,7 +101,7 @@ class LLM:
             make_decoder=lambda: self.tokenizer.stream(skip_special=True),
             token_text=self.tokenizer.token_text,
             reuse=reuse and not dynamic,  # with dynamic RoPE, keys depend on the length of the whole text
-            watch=MemoryWatch(self.plan.bytes if self.plan else self.store.weight_bytes),
+            watch=MemoryWatch(self.plan.bytes, core) if self.plan else MemoryWatch(self.store.weight_bytes),
             after_step=self._trace.flush if self._trace else None,
             drafts=draft and self.plan is not None and self.plan.drafts and not dynamic,
             counters=lambda: core.sparse_stats,

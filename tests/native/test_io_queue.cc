@@ -138,11 +138,20 @@ void test_registered(const std::string& path, const std::vector<uint8_t>& want) 
   const Batch batch(some_blocks(kDepth, rng), rng);
   const size_t half = kDepth / 2 * kBlock;
   const auto reader = io::open_reader(path, {"auto", kDepth, true, 2 * kBlock});
+  const auto all_arrive = [&] {
+    std::memset(batch.memory.data(), 0, batch.memory.size());
+    reader->submit(batch.reads);
+    std::vector<uint64_t> tags(batch.reads.size());
+    CHECK(reader->wait(tags, tags.size()) == tags.size());
+    for (size_t i = 0; i < tags.size(); ++i) CHECK(batch.arrived(i, want));
+  };
+  reader->unregister_memory();                           // of none
   reader->register_memory({batch.memory.data(), half});  // some reads lie within, some outside
-  reader->submit(batch.reads);
-  std::vector<uint64_t> tags(batch.reads.size());
-  CHECK(reader->wait(tags, tags.size()) == tags.size());
-  for (size_t i = 0; i < tags.size(); ++i) CHECK(batch.arrived(i, want));
+  all_arrive();
+  reader->unregister_memory();
+  all_arrive();
+  reader->register_memory({batch.memory.data() + half, batch.memory.size() - half});
+  all_arrive();
 }
 
 std::string error_of(const std::function<void()>& body) {

@@ -1,5 +1,8 @@
 // NeuronCache and its policies against plain models: contents stay right, LRU evicts the least recent,
 // nothing in use is evicted.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <deque>
@@ -104,6 +107,94 @@ void full_of_used_ones() {
   }
 }
 
+// What a cache was given: the last place of each neuron, and the neurons by use, most recent first.
+struct Given {
+  std::map<Key, const uint8_t*> place;
+  std::list<Key> recent;
+  std::vector<Key> held_from(const uint8_t* begin, const NeuronCache& cache) const {
+    std::vector<Key> keys;
+    for (const auto& [key, at] : place)
+      if (at >= begin && cache.holds(key.first, key.second)) keys.push_back(key);
+    return keys;
+  }
+};
+
+// Uses random neurons; what is missing must get a place among the slots that are left.
+void use(NeuronCache& cache, std::mt19937& rng, int steps, Given& given, bool lru) {
+  const size_t layers = cache.layers(), slots = cache.slots();
+  for (int step = 0; step < steps; ++step) {
+    cache.begin();
+    const size_t layer = step % layers;
+    std::set<uint32_t> wanted;
+    for (size_t n = std::min<size_t>(1 + rng() % 8, slots / 2); wanted.size() < n;)
+      wanted.insert(rng() % kNeurons);
+    for (uint32_t neuron : wanted) {
+      const Key key{layer, neuron};
+      const uint8_t* bundle = cache.find(layer, neuron);
+      if (lru) CHECK((std::ranges::find(given.recent, key) != given.recent.end()) == (bundle != nullptr));
+      if (!bundle) {
+        uint8_t* place = cache.admit(layer, neuron);
+        CHECK(place != nullptr && place >= cache.cold_memory().data());
+        CHECK(place + kStride <= cache.cold_memory().data() + slots * kStride);
+        fill(place, key);
+        given.place[key] = bundle = place;
+      }
+      CHECK(holds_its_own(bundle, key));
+      given.recent.remove(key);
+      given.recent.push_front(key);
+      if (given.recent.size() > slots) given.recent.pop_back();
+    }
+  }
+}
+
+void gives_up(const char* policy, unsigned seed, int steps, size_t slots, uint32_t layers_kept) {
+  std::mt19937 rng(seed);
+  constexpr size_t kSlots = 40;
+  NeuronCache cache(kNeurons, {0, 0, 0}, kSlots, kStride, policy, layers_kept);
+  const bool lru = std::string_view(policy) == "lru";
+  Given given;
+  use(cache, rng, steps, given, lru);
+  const size_t left = kSlots - slots, used = cache.used_slots(), evicted = cache.counters().evictions;
+  CHECK((steps > 100) == cache.full());
+  const std::vector<Key> lost = given.held_from(cache.cold_memory().data() + left * kStride, cache);
+  const std::vector<Key> all = given.held_from(nullptr, cache);
+  CHECK(cache.give_up(slots) == (used > left ? used - left : 0) * kStride);
+  CHECK(cache.slots() == left && cache.used_slots() == std::min(used, left));
+  CHECK(cache.bytes() == left * kStride && cache.cold_memory().size() == left * kStride);
+  CHECK(cache.counters().evictions == evicted + lost.size());
+  for (const Key& key : all)
+    CHECK(cache.holds(key.first, key.second) == (std::ranges::find(lost, key) == lost.end()));
+  for (const Key& key : lost) given.recent.remove(key);
+  if (left == 0) {
+    cache.begin();
+    CHECK(cache.find(0, 0) == nullptr && cache.admit(0, 0) == nullptr);
+    return;
+  }
+  use(cache, rng, 500, given, lru);
+  CHECK(cache.full() && given.held_from(nullptr, cache).size() <= left);
+}
+
+void given_up_memory_is_the_systems_again() {
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), slots = 64;
+  NeuronCache cache(slots, {0}, slots, page, "clock");
+  cache.begin();
+  for (uint32_t i = 0; i < slots; ++i) std::memset(cache.admit(0, i), 1, page);
+  const std::span<uint8_t> memory = cache.cold_memory();
+  const auto resident = [&] {
+    std::vector<unsigned char> pages(slots);
+    CHECK(mincore(memory.data(), memory.size(), pages.data()) == 0);
+    return std::ranges::count_if(pages, [](unsigned char p) { return (p & 1) != 0; });
+  };
+  CHECK(resident() == slots);
+  CHECK(cache.give_up(24) == 24 * page);
+  CHECK(resident() == 40);
+  CHECK(cache.find(0, 39)[page - 1] == 1 && cache.find(0, 40) == nullptr);
+  cache.forget(0, 39);
+  CHECK(cache.give_up(1) == page && cache.counters().evictions == 24);  // nobody's slot evicts nobody
+  CHECK(cache.give_up(1000) == 39 * page && cache.slots() == 0 && resident() == 0);
+  CHECK(cache.give_up(1) == 0);
+}
+
 void wrong_use() {
   CHECK_THROWS(hotset::InvalidArgument, NeuronCache(kNeurons, {51}, 4, kStride, "lru"));
   CHECK_THROWS(hotset::InvalidArgument, NeuronCache(kNeurons, {1}, 4, kStride, "belady"));
@@ -115,6 +206,13 @@ int main() {
   for (const char* policy : {"lru", "clock", "lfu", "window"})
     for (unsigned seed = 0; seed < 10; ++seed)
       for (uint32_t kept : {1, 2}) random_use(policy, seed, kept);
+  for (const char* policy : {"lru", "clock", "lfu", "window"})
+    for (unsigned seed = 0; seed < 5; ++seed)
+      for (const int steps : {3, 1000})
+        for (const size_t slots : {0, 1, 17, 24, 40})
+          for (uint32_t kept : {1, 2})
+            if (slots < 24 || kept == 1) gives_up(policy, seed, steps, slots, kept);
+  given_up_memory_is_the_systems_again();
   full_of_used_ones();
   wrong_use();
   return check::report();

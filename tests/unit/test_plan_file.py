@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hotset.engine import cgroup
-from hotset.engine.cgroup import MemoryGroup, MemoryLimitWarning, MemoryWatch, memory_group, peak_memory
+from hotset.engine import budget
+from hotset.engine.budget import Host
+from hotset.engine.cgroup import MemoryGroup, memory_group, peak_memory
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
 from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
@@ -123,23 +123,28 @@ def test_version_1_of_cgroups(tmp_path: Path) -> None:
     assert memory_group(tmp_path / "none", tmp_path) is None
 
 
-def test_a_limit_that_shrinks_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, now = 10 << 30, 0.0
-    monkeypatch.setattr(cgroup, "memory_group", lambda: MemoryGroup(limit, 0, None))
-    monkeypatch.setattr(cgroup.time, "monotonic", lambda: now)
-    watch = MemoryWatch(4 << 30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        watch()
-    limit = 2 << 30
-    watch()  # within the same second
-    now = 2.0
-    with pytest.warns(MemoryLimitWarning, match="fallen to 2048 MiB; the model was loaded for 4096 MiB"):
-        watch()
-    now = 4.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        watch()
+def test_what_is_free_counts_files_that_nobody_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def group(files: dict[str, str], proc: str) -> MemoryGroup | None:
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        (tmp_path / "proc").write_text(proc)
+        return memory_group(tmp_path / "proc", tmp_path)
+
+    second = "anon 600\nfile 300\nactive_file 200\ninactive_file 90\nfile_mapped 50\n"
+    assert group({"memory.max": "max\n", "memory.current": "900\n", "memory.stat": second}, "0::/\n") is None
+    found = group({"memory.max": "1000\n", "memory.high": "max\n"}, "0::/\n")
+    assert found == MemoryGroup(1000, 900, None, 240) and found.free == 340
+    found = group({"memory.high": "800\n"}, "0::/\n")  # above it the kernel slows processes down
+    assert found == MemoryGroup(800, 900, None, 240) and found.free == 140
+    found = group({"memory.high": "500\n"}, "0::/\n")
+    assert found is not None and found.free == -160
+    first = "cache 1\ntotal_cache 300\ntotal_active_file 200\ntotal_inactive_file 90\ntotal_mapped_file 40\n"
+    files = {"limit_in_bytes": "1000", "usage_in_bytes": "900", "stat": first}
+    found = group({f"memory/memory.{name}": text for name, text in files.items()}, "4:memory:/\n")
+    assert found == MemoryGroup(1000, 900, None, 250) and found.free == 350
+    monkeypatch.setattr(budget, "memory_group", lambda: found)
+    assert Host.measure().free == 350  # so that files just written refuse no model
 
 
 def test_peak_memory_is_at_least_what_is_held_now() -> None:

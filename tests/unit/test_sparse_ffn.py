@@ -100,6 +100,60 @@ def test_drafts_change_no_later_step(model: SparseModel) -> None:
     assert (rows["alone"] == rows["after drafts"]).all()
 
 
+@pytest.mark.parametrize("policy", ["lru", "clock", "lfu", "window"])
+def test_cold_slots_given_up_mid_text_change_no_bit(model: SparseModel, policy: str) -> None:
+    want = run(model.sparse(options(NEURONS, 0)), PROMPT, STEPS)
+    hot, slots = 20, 500
+    least = NEURONS - hot  # of one layer may all be missing, and have no place elsewhere
+    engine = model.sparse(options(hot, slots, policy))
+    left = {0: 490, 3: 400, 9: 399, 15: least, 20: least}  # after what is done before a step
+
+    def give_up(step: int) -> None:
+        if step in left:
+            before = engine.sparse_stats
+            released = engine.shrink_cold(int(before["cold_slots"]) - left[step] if step < 15 else 10**9)
+            after = engine.sparse_stats
+            assert after["cold_slots"] == left[step] and after["cold_used"] == min(before["cold_used"], left[step])
+            assert released == (before["cold_used"] - after["cold_used"]) * before["slot_bytes"]
+            given_up = before["cold_slots"] - after["cold_slots"]
+            assert before["bytes"] - after["bytes"] == given_up * before["slot_bytes"]
+
+    assert (run(engine, PROMPT, STEPS, give_up) == want).all()
+    assert engine.sparse_stats["cold_used"] == least
+
+
+def test_memory_given_up_goes_back_to_the_system(tmp_path: Path) -> None:
+    config = tiny_config(True, "relu", "none", hidden=2048, ffn=1024, layers=4)
+    model = make_sparse_model(tmp_path, config, "q8_0")
+    engine = model.sparse(_core.SparseOptions([0] * 4, 4096))
+    run(engine, PROMPT, STEPS[:2])
+    stats, slot = engine.sparse_stats, int(engine.sparse_stats["slot_bytes"])
+    assert stats["cold_used"] == 4096
+    held, pinned = status("VmRSS"), status("VmPin")
+    if _core.io_info()["io_uring_works"] and pinned:  # where locked memory is limited the kernel refuses to pin it
+        assert pinned >= 4096 * slot
+    assert engine.shrink_cold(3000) == 3000 * slot
+    assert status("VmRSS") == pytest.approx(held - 3000 * slot, abs=1 << 20)
+    assert status("VmPin") == 0
+    run(engine, PROMPT, STEPS[:2])
+    assert status("VmRSS") < held - 3000 * slot + (10 << 20)  # reads that go as one take up to 8 MiB
+    assert status("VmPin") <= 1096 * slot + (2 << 20)  # whole huge pages
+    assert (status("VmPin") > 0) == (pinned > 0)
+
+
+def status(key: str) -> int:
+    """Bytes of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
+
+
+def test_nothing_to_give_up(model: SparseModel) -> None:
+    assert model.dense().shrink_cold(5) == 0
+    assert model.sparse(options(NEURONS, 0)).shrink_cold(5) == 0
+    assert model.sparse(options(10, 40)).shrink_cold(5) == 0  # all are needed for one layer
+    assert model.sparse(options(NEURONS, 40)).shrink_cold(50) == 0  # none was ever used
+
+
 def test_gate_predictor_is_exact(model: SparseModel) -> None:
     if not model.config.gated or model.config.act_gate == "silu":
         pytest.skip("needs a gate that is zero for some neurons")

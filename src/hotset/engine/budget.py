@@ -44,7 +44,7 @@ class Host:
 
     @staticmethod
     def measure() -> Host:
-        return Host(base=_status("VmRSS"), free=min(_meminfo("MemAvailable"), _cgroup_free()))
+        return Host(base=resident_bytes(), free=min(_meminfo("MemAvailable"), _cgroup_free()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,9 @@ def _mib(count: int) -> str:
     return f"{-(-count // MIB)}MiB"
 
 
-def _status(key: str) -> int:
-    return _kib("/proc/self/status", key)
+def resident_bytes() -> int:
+    """Of this process, now."""
+    return _kib("/proc/self/status", "VmRSS")
 
 
 def _meminfo(key: str) -> int:
@@ -171,4 +172,4 @@ def _kib(path: str, key: str) -> int:
 def _cgroup_free() -> int:
     """What the tightest cgroup of this process may still take; a huge number without a limit."""
     group = memory_group()
-    return 1 << 62 if group is None else max(0, group.limit - group.used)
+    return 1 << 62 if group is None else max(0, group.free)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +10,19 @@ _MOUNT = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # version 1 says a number near 2^63 for "none"
 
 
-class MemoryLimitWarning(RuntimeWarning):
-    """The system grants less memory than the model was loaded for."""
-
-
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
     """A limited cgroup, page cache included in all numbers (bytes)."""
 
-    limit: int
+    limit: int  # the kernel ends processes above it, or, where it is memory.high of version 2, slows them down
     used: int
     peak: int | None  # None: this kernel does not say
+    cached: int = 0  # of `used`: files that no process maps, which the kernel takes back when it needs the memory
+
+    @property
+    def free(self) -> int:
+        """Below 0 where less is granted than is used."""
+        return self.limit - self.used + self.cached
 
 
 def memory_group(proc: Path = Path("/proc/self/cgroup"), mount: Path = _MOUNT) -> MemoryGroup | None:
@@ -47,14 +47,26 @@ def _folders(proc: Path, mount: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path) -> MemoryGroup | None:
-    for limit, used, peak in (
-        ("memory.max", "memory.current", "memory.peak"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
+    for limits, used, peak in (
+        (("memory.max", "memory.high"), "memory.current", "memory.peak"),
+        (("memory.limit_in_bytes",), "memory.usage_in_bytes", "memory.max_usage_in_bytes"),
     ):
-        most = _number(folder / limit)
-        if most is not None and most < _NO_LIMIT:
-            return MemoryGroup(most, _number(folder / used) or 0, _number(folder / peak))
+        set_here = [most for name in limits if (most := _number(folder / name)) is not None and most < _NO_LIMIT]
+        if set_here:
+            return MemoryGroup(
+                min(set_here), _number(folder / used) or 0, _number(folder / peak), _cached(folder / "memory.stat")
+            )
     return None
+
+
+def _cached(path: Path) -> int:
+    try:
+        stat = {key: int(count) for key, count in map(str.split, path.read_text().splitlines())}
+    except (OSError, ValueError):
+        return 0
+    if "total_cache" in stat:  # version 1, with the groups inside
+        return max(0, stat["total_active_file"] + stat["total_inactive_file"] - stat["total_mapped_file"])
+    return max(0, stat.get("active_file", 0) + stat.get("inactive_file", 0) - stat.get("file_mapped", 0))
 
 
 def _number(path: Path) -> int | None:
@@ -77,25 +89,3 @@ def _high_water_mark() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise AssertionError("/proc/self/status has no VmHWM")
-
-
-class MemoryWatch:
-    """Warns, once, if the limit of the cgroup falls below what the model takes. Looks once a second at most."""
-
-    def __init__(self, needed: int) -> None:
-        self._needed, self._next, self._warned = needed, 0.0, False
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if self._warned or now < self._next:
-            return
-        self._next = now + 1.0
-        group = memory_group()
-        if group is not None and group.limit < self._needed:
-            self._warned = True
-            warnings.warn(
-                f"the memory limit has fallen to {group.limit >> 20} MiB; the model was loaded for "
-                f"{self._needed >> 20} MiB, so the system may end or stall it: load it again with a smaller budget",
-                MemoryLimitWarning,
-                stacklevel=2,
-            )
