@@ -20,6 +20,7 @@ from hotset.train import parallel
 from hotset.train.checkpoint import WHOLE, Checkpoints
 from hotset.train.ffn import swap_ffns
 from hotset.train.layerwise import Layerwise
+from hotset.train.memory import memory_for
 from hotset.train.mixture import Mixture, make_source
 from hotset.train.model import load_model, read_config, sparse_config, untied, write_model
 from hotset.train.objective import Objective
@@ -64,10 +65,11 @@ def sparsify(
     try:
         if settings.batch % world.ranks:
             raise UsageError(f"--batch is {settings.batch}; want a multiple of the {world.ranks} processes")
-        mixture, data = _read_data(settings, source, config, dest, progress)
-        parts = _build(settings, running, world, source, mixture, data)
-        trainer = Trainer(settings, running, world, parts, Checkpoints(dest / "checkpoints", world))
-        return _train(trainer, source, changed, dest, say)
+        with memory_for("this run"):  # where nothing within it says more
+            mixture, data = _read_data(settings, source, config, dest, progress)
+            parts = _build(settings, running, world, source, mixture, data)
+            trainer = Trainer(settings, running, world, parts, Checkpoints(dest / "checkpoints", world))
+            return _train(trainer, source, changed, dest, say)
     finally:
         parallel.leave()
 
@@ -91,22 +93,25 @@ def _read_data(s: Settings, source: Path, config: Json, dest: Path, progress: Pr
 def _build(
     s: Settings, running: Running, world: parallel.World, source: Path, mixture: Mixture, data: list[str]
 ) -> Parts:
-    model = load_model(source, from_scratch=s.from_scratch, seed=s.seed)
-    teacher = None
-    if s.distill:
-        teacher = _original(s, source, world)
-    ffns = swap_ffns(model, s)
-    model.train()
-    if running.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    parallel.shard(model, world)
+    with memory_for("the model's weights"):
+        model = load_model(source, from_scratch=s.from_scratch, seed=s.seed)
+        ffns = swap_ffns(model, s)
+        model.train()
+        if running.recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        parallel.shard(model, world)
+    teacher = _original(s, source, world) if s.distill else None
     objective = Objective(model, ffns, teacher, s.distill)
-    return Parts(model, ffns, objective, make_optimizers(model, s, world.ranks), mixture, data)
+    with memory_for("the optimizer"):
+        optimizers = make_optimizers(model, s, world.ranks)
+    return Parts(model, ffns, objective, optimizers, mixture, data)
 
 
 def _original(s: Settings, source: Path, world: parallel.World) -> Any:
-    teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
-    parallel.shard(teacher, world)
+    less = "no --distill" * bool(s.distill), "no --ffn-tokens" * bool(s.ffn_sequences)
+    with memory_for("the original's weights beside the model's", " and ".join(filter(None, less))):
+        teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
+        parallel.shard(teacher, world)
     return teacher
 
 
