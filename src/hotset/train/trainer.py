@@ -23,6 +23,7 @@ from hotset.train.pull import Pull
 from hotset.train.report import Measured, Now, Reporter
 from hotset.train.schedule import l1_weight, learning_rate, swap_share, wanted_zeros
 from hotset.train.settings import Running, Settings
+from hotset.train.speed import Speed, Work
 
 _MEASURED = 64  # held-out windows of each source
 
@@ -37,6 +38,7 @@ class Parts:
     optimizers: list[Any]
     mixture: Mixture
     data: list[str]  # fingerprints of the sources' tokens
+    work: Work
 
 
 @dataclass(slots=True)
@@ -212,9 +214,13 @@ class Trainer:
             rate=learning_rate(self.step - 1, self.s),
             gradient=figures.gradient.item(),
             pull=self.pull.weight if self.s.zeros else l1_weight(self.step - 1, self.s),
-            tokens_per_s=len(seen) * tokens / max(seconds, 1e-9),
+            speed=self.parts.work.speed(len(seen) * tokens / max(seconds, 1e-9)),
             seconds_left=(self.s.steps - self.step) * seconds / len(seen),
         )
+
+    def speed(self) -> Speed:
+        """Over all steps so far, without measurements and checkpoints."""
+        return self.parts.work.speed(self.step * self.s.batch * self.s.sequence / max(self.seconds, 1e-9))
 
     def _precision(self) -> Any:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.s.dtype == "bf16")
