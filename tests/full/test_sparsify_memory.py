@@ -61,13 +61,13 @@ FIRST = {"ffn-tokens": 3200, "micro-batch": 2}
         # 384 MiB of weights; they are mapped and read, so for a moment there twice.
         (
             (512, 1 << 16),
-            950 * MIB,
+            1175 * MIB,
             {"distill": 0.5},
             "the original's weights beside the model's; try no --distill or a smaller model",
         ),
         (
             (512, 1 << 16),
-            950 * MIB,
+            1175 * MIB,
             FIRST | {"distill": 0.5},
             "the original's weights beside the model's; try no --distill and no --ffn-tokens or a smaller model",
         ),
@@ -90,7 +90,7 @@ FIRST = {"ffn-tokens": 3200, "micro-batch": 2}
             (64, 32768),
             500 * MIB,
             {"micro-batch": 1, "batch": 1, "sequence": 2400, "dtype": "bf16", "recompute": None},
-            "a pass of 1 sequences of 2400 tokens; try a shorter --sequence or a smaller model",
+            "a pass of 1 sequence of 2400 tokens; try a shorter --sequence or a smaller model",
         ),
         # 2 GiB of streams.
         (

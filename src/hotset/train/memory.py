@@ -39,3 +39,7 @@ def is_failed_allocation(error: Exception) -> bool:
 def halved(flag: str, value: int) -> str:
     """'--micro-batch 4' of 8; '' of 1."""
     return f"{flag} {value // 2}" if value > 1 else ""
+
+
+def a_pass(sequences: int, length: int) -> str:
+    return f"a pass of {sequences} sequence{'s' if sequences > 1 else ''} of {length} tokens"

@@ -55,9 +55,8 @@ def flops_per_token(model: Any, sequence: int, *, teacher: bool) -> float:
 
 
 def peak_flops_per_s(world: World, dtype: torch.dtype) -> float:
-    """Of products of large matrices, the best of a second's; of all processes, which measure at the same time."""
-    own = _probe(world.device, dtype, torch.get_num_threads())
-    return float(world.mean(torch.tensor(own, dtype=torch.float64, device=world.device))) * world.ranks
+    """Of products of large matrices, the best of a second's; of all processes, which have devices alike."""
+    return world.ranks * _probe(world.device, dtype, torch.get_num_threads())
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hotset.train.ffn import SparseFfn, lengths
-from hotset.train.memory import halved, memory_for
+from hotset.train.memory import a_pass, halved, memory_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Streams:
 
     def memory_for_pass(self) -> AbstractContextManager[None]:
         size, length = self.passes[0].shape
-        what = f"a pass of {size} sequences of {length} tokens in the first stage"
+        what = f"{a_pass(size, length)} in the first stage"
         return memory_for(what, halved("--micro-batch", size), "a shorter --sequence")
 
     def enter(self, number: int) -> Lesson:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hotset.errors import TrainingError, UsageError
 from hotset.train.checkpoint import Checkpoints, Place
 from hotset.train.ffn import SparseFfn
-from hotset.train.memory import halved, memory_for
+from hotset.train.memory import a_pass, halved, memory_for
 from hotset.train.mixture import Mixture, Source, Windows
 from hotset.train.objective import Objective
 from hotset.train.optimizers import set_rate
@@ -228,7 +228,7 @@ class Trainer:
     def _memory_for_pass(self, *less: str) -> AbstractContextManager[None]:
         size, length = self.running.micro_batch, self.s.sequence
         ways = (*less, "--dtype bf16" if self.s.dtype == "f32" else "", "a shorter --sequence")
-        return memory_for(f"a pass of {size} sequences of {length} tokens", halved("--micro-batch", size), *ways)
+        return memory_for(a_pass(size, length), halved("--micro-batch", size), *ways)
 
     def _smaller_state(self) -> tuple[str, ...]:
         alone = self.s.optimizer == "adamw" and self.world.ranks == 1
