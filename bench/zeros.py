@@ -16,6 +16,7 @@ import numpy as np
 
 from bench.sparsity import ROWS, WINDOW, Json, compared, surprises
 from hotset import _core
+from hotset.errors import InputError
 from hotset.formats.sparsity import layer_floor
 from hotset.formats.store import open_store
 from hotset.loader import load_core
@@ -23,6 +24,7 @@ from hotset.models import resolve
 from hotset.tokenizer import Tokenizer
 from hotset.tools.result import record, write
 from hotset.tools.threshold import ThresholdFinder, ThresholdOptions
+from hotset.tools.threshold_bench import count_active
 
 ZEROS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93)
 
@@ -32,26 +34,29 @@ def curve(path: Path, text: Path, calibration: Sequence[Path], zeros: Sequence[f
     store = open_store(path)
     model = resolve(store.config)
     ids = Tokenizer.load(path).encode(text.read_text(encoding="utf-8"))
+    if len(ids) < windows * WINDOW:
+        raise InputError(f"{text} has {len(ids)} tokens; wanted {windows * WINDOW}: give more text or fewer --windows")
     parts = [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(windows)]
     core = load_core(store, model, None, threads=0, kv_tokens=2 * WINDOW, max_step_tokens=WINDOW)
-    exact, own = _run(core, parts)
+    neurons = len(model.config.layers) * model.config.ffn
+    exact, own = _run(core, parts, neurons)
     yield {"wanted": 0.0, "zeros": own} | compared(exact, exact)
     finder = ThresholdFinder(store, model, calibration, ThresholdOptions(zeros=0.5, even=True, tokens=4096))
     for share in (each for each in zeros if each > own):
         sparsity = finder.at(share)
         for layer, scores in enumerate(finder.scores):
             core.set_ffn_floor(layer, **layer_floor(sparsity, layer, scores.norms))
-        got, found = _run(core, parts)
+        got, found = _run(core, parts, neurons)
         yield {"wanted": share, "zeros": found} | compared(got, exact)
 
 
-def _run(core: _core.Engine, parts: Sequence[list[int]]) -> tuple[np.ndarray, float]:
-    """Surprise of each token, and the share of zeros."""
+def _run(core: _core.Engine, parts: Sequence[list[int]], neurons: int) -> tuple[np.ndarray, float]:
+    """Surprise of each token, and the share of zeros of all layers' neurons."""
     core.record(activations=True)
     found = surprises(core, parts, ROWS)
-    active = float(np.unpackbits(core.take_record()[0]).mean())  # the FFN's size is a multiple of 8
+    bits = core.take_record()[0]
     core.record(activations=False)
-    return found, 1 - active
+    return found, 1 - float(count_active(bits).sum()) / (len(bits) * neurons)
 
 
 def plot(rows: Sequence[Json], path: Path) -> None:

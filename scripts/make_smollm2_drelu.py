@@ -5,7 +5,9 @@
 
 DIR of --text holds textbooks.jsonl.zst and so on, see SHARES. Interrupted runs go on, finished ones are not repeated.
 MODEL is a Hugging Face folder or a GGUF file, whose rounded weights are then the original. Other flags, such as -t 2,
-go to `hotset sparsify`.
+go to `hotset sparsify`. All runs have the same settings, loss and tokens: the control, whose activation has nothing to
+learn in the first stage, has that stage's tokens in the whole network. --only relu trains a third one, for
+bench.activations.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from ship_story_model import bare, curve, run
 
+from hotset.cli.sparsify import parse_count
 from hotset.formats.files import read_json
 from hotset.formats.profile import PROFILE_FILE, read_profile
 from hotset.formats.text import documents
@@ -34,8 +37,8 @@ SHARES = {  # of the training tokens; Wikipedia, textbooks and the web are close
     "code": 0.05,
 }
 EXCERPT = 4_000_000  # characters of each text, more than a run on a CPU reads
-METHOD = {"sequence": 256, "batch": 8, "lr": 3e-4, "warmup": 5, "log-every": 2}
-SPARSE = {"activation": "drelu", "zeros": 0.85, "distill": 0.8}
+METHOD = {"sequence": 256, "batch": 8, "lr": 3e-4, "warmup": 5, "distill": 0.8, "log-every": 2}
+ZEROS = 0.85
 DENSE, NEURONS = "q8_0", "q4_0"
 
 
@@ -72,20 +75,23 @@ def excerpt(source: Path, dest: Path) -> Path:
     return dest
 
 
+def method(kind: str, tokens: str, ffn_tokens: str) -> dict[str, Any]:
+    """Flags of a run; the control goes through the tokens of both stages in one."""
+    if kind == "swiglu":
+        return METHOD | {"activation": "keep", "tokens": str(parse_count(ffn_tokens) + parse_count(tokens))}
+    return METHOD | {"activation": kind, "zeros": ZEROS, "tokens": tokens, "ffn-tokens": ffn_tokens}
+
+
 def train(out: Path, kind: str, original: Path, known: argparse.Namespace, more: list[str]) -> None:
-    """OUT/drelu or OUT/swiglu, the control on the same texts in the same order."""
+    """OUT/drelu, OUT/relu or OUT/swiglu, the control, on the same texts in the same order."""
     if (out / kind / "sparsify.json").is_file():
         return
     data = []
     for name, share in SHARES.items():
         path = excerpt(known.text / f"{name}.jsonl.zst", out / "text" / f"{name}.jsonl")
         data += ["-d", f"{path}={share}"]
-    method: dict[str, Any] = dict(METHOD)
-    if kind == "drelu":
-        method |= SPARSE | {"tokens": known.tokens, "ffn-tokens": known.ffn_tokens}
-    else:
-        method |= {"activation": "keep", "tokens": known.control_tokens}
-    flags = [part for name, value in method.items() for part in (f"--{name}", value)]
+    chosen = method(kind, known.tokens, known.ffn_tokens)
+    flags = [part for name, value in chosen.items() for part in (f"--{name}", value)]
     run("sparsify", original, *data, *flags, "--output", out / kind, *more)
     if not (out / kind / "sparsify.json").is_file():
         raise SystemExit("stopped; the same command goes on from there")
@@ -172,18 +178,17 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=Path, required=True, help=what)
     parser.add_argument("--ffn-tokens", default="81920", help="of the first stage")
     parser.add_argument("--tokens", default="819200", help="of the second stage")
-    parser.add_argument("--control-tokens", default="204800", help="of the control")
     parser.add_argument("--task-list", default="arc_easy,piqa,hellaswag")
     parser.add_argument("--limit", default="100", help="items of each task")
     parser.add_argument("--windows", default="40", help="of WikiText-2, 512 tokens each")
-    parser.add_argument("--only", choices=("drelu", "swiglu", "measure"), help="one part of the work")
+    parser.add_argument("--only", choices=("drelu", "swiglu", "relu", "measure"), help="one part of the work")
     parser.add_argument("--result", type=Path, help="where the figures are written; the plot lies beside")
     known, more = parser.parse_known_args()
     original = make_original(known.original, known.out / "original")
-    for kind in ("drelu", "swiglu"):
-        if known.only in (None, kind):
+    for kind in ("drelu", "swiglu", "relu"):
+        if known.only == kind or (known.only is None and kind != "relu"):
             train(known.out, kind, original, known, more)
-    if known.only in ("drelu", "swiglu"):
+    if known.only not in (None, "measure"):
         return 0
     sketch = make_stores(known.out, original, known.calibration)
     found = measure(known.out, known)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -53,11 +55,15 @@ def start(arguments: list[str], *launcher: str) -> subprocess.Popen[str]:
 
 def forked(arguments: list[str]) -> BaseProcess:
     """The command in a process split off one that has imported PyTorch already, which takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hotset.train.sparsify", "transformers.models.llama.modeling_llama"])
-    process = context.Process(target=_run, args=(arguments,))
+    process = _forkserver().Process(target=_run, args=(arguments,))
     process.start()
     return process
+
+
+def _forkserver() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hotset.train.sparsify", "transformers.models.llama.modeling_llama"])
+    return context
 
 
 def _run(arguments: list[str]) -> None:
@@ -65,6 +71,29 @@ def _run(arguments: list[str]) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(arguments))
+
+
+def limited(model: Path, output: Path, data: Path, most: int, flags: dict[str, Any]) -> tuple[int | None, str]:
+    """A run of two steps that may take `most` bytes beyond what PyTorch takes; flags: None for those without value.
+
+    Returns its exit code and the last line on standard error.
+    """
+    given = ((f"--{name}", value) for name, value in (SHORT | flags).items())
+    extra = [part for name, value in given for part in ((name,) if value is None else (name, str(value)))]
+    said = output.with_suffix(".err")
+    arguments = ["sparsify", str(model), "-d", str(data), "-o", str(output), "--steps", "2", "-t", "1", *extra]
+    process = _forkserver().Process(target=_run_limited, args=(arguments, most, said))
+    process.start()
+    process.join()
+    return process.exitcode, said.read_text().splitlines()[-1]
+
+
+def _run_limited(arguments: list[str], most: int, said: Path) -> None:
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + most, resource.RLIM_INFINITY))
+    _run(arguments)
 
 
 def losses(output: Path) -> dict[int, float]:

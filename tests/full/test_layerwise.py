@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from sparsify_runs import MODEL, command, corpus, forked
 
 from hotset.cli.main import main
@@ -19,6 +22,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 FIRST = {"ffn_tokens": "1600", "ffn_batch": 25, "zeros": 0.8, "distill": 0.5}
+UP = "mlp.up_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +190,54 @@ def test_an_interrupted_first_stage_goes_on_at_its_layer(text: Path, tmp_path: P
     found, wanted = ([{k: e[k] for k in strip} for e in layers_of(tmp_path / name)] for name in ("broken", "whole"))
     assert found == wanted
     assert ended(tmp_path / "broken")["loss"] == ended(tmp_path / "whole")["loss"]
+
+
+def diverged(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 10
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_loss_that_is_no_number_ends_the_first_stage_at_once(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate at which the first update ruins the layer: no update comes after the second, which finds it."""
+    said = diverged(command(tmp_path / "run", text, steps=1, **FIRST, ffn_lr=1e30), capsys)
+    assert re.search(r"FFN of layer 1/5: its loss is (nan|inf) in update 2 of 64; no layer is done yet\.", said)
+    assert said.endswith("Go on with a lower --ffn-lr (is 1e+30)")
+    assert not layers_of(tmp_path / "run")
+
+
+def test_an_only_update_that_ruins_the_layer_is_found_behind_it(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = diverged(command(tmp_path / "run", text, steps=1, **FIRST | {"ffn_batch": 1600}, ffn_lr=1e30), capsys)
+    assert re.search(r"FFN of layer 1/5: its loss is (nan|inf) (beside its updates|after its last update); no", said)
+
+
+def badly_scaled(folder: Path, layer: int) -> Path:
+    """The same model, but up of one layer is so small and down so large that any rate is absurd for them."""
+    shutil.copytree(MODEL, folder)
+    weights = load_file(MODEL / "model.safetensors")
+    for name, factor in (("up", 1e-18), ("down", 1e18)):
+        weights[f"model.layers.{layer}.mlp.{name}_proj.weight"] *= factor
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_layers_before_the_one_that_diverges_are_kept(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(tmp_path / "run", text, steps=1, **FIRST, ffn_lr=10)
+    arguments[1] = str(badly_scaled(tmp_path / "model", 2))
+    said = diverged(arguments, capsys)
+    assert "FFN of layer 3/5: its loss is" in said and "; the 2 before it are kept." in said
+    assert said.endswith("Go on with a lower --ffn-lr (is 10) and --accept-changes")
+    (kept,) = (tmp_path / "run/checkpoints/ffn").glob("step-*2.pt")
+    found, before = torch.load(kept)["model"], load_file(tmp_path / "model/model.safetensors")
+    changed = [not torch.equal(found[name], before[name]) for name in (f"model.layers.{i}.{UP}" for i in range(5))]
+    assert changed == [True, True, False, False, False]
+    assert main([*arguments, "--accept-changes", "--ffn-lr", "1e-30"]) == 0
+    assert [entry["step"] for entry in layers_of(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
 def test_several_processes_are_sent_to_one(

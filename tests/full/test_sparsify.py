@@ -247,19 +247,6 @@ def test_a_loss_that_is_no_number_ends_the_run(
     assert max(losses(tmp_path / "run")) == 8
 
 
-def test_out_of_memory_says_what_takes_less(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hotset.train.objective import Objective
-
-    def huge(self: Objective, *_: Any) -> Any:
-        return torch.empty(1 << 60)
-
-    monkeypatch.setattr(Objective, "__call__", huge)
-    said = refused(capsys, command(tmp_path / "run", text, steps=2), 6)
-    assert "pass of 2 sequences of 32 tokens; try --micro-batch 1, --recompute" in said
-
-
 def test_changed_settings_are_named(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path / "run", text, steps=3)) == 0
     said = refused(capsys, command(tmp_path / "run", text, steps=5, lr=0.5), 2)

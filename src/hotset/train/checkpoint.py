@@ -13,6 +13,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from hotset.errors import FormatError, StorageError
+from hotset.train.memory import is_failed_allocation, memory_for
 from hotset.train.parallel import World
 from hotset.train.settings import Settings
 
@@ -68,6 +69,8 @@ class Checkpoints:
             part.replace(path)
         except (OSError, RuntimeError) as error:  # torch wraps a full drive in the latter
             part.unlink(missing_ok=True)
+            if is_failed_allocation(error):
+                raise
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise StorageError(f"{path} cannot be written: {reason}; the checkpoints before it are untouched") from None
         for old in self.paths()[:-_KEPT]:
@@ -81,15 +84,16 @@ class Checkpoints:
         """
         if not (paths := self.paths()):
             return None
-        body = _read(paths[-1])
-        changed(body["settings"], body["data"])
-        set_state_dict(
-            model,
-            optimizers,
-            model_state_dict=body["model"],
-            optim_state_dict=body["optimizers"],
-            options=WHOLE,
-        )
+        with memory_for(f"the checkpoint {paths[-1]} beside the run's own weights"):
+            body = _read(paths[-1])
+            changed(body["settings"], body["data"])
+            set_state_dict(
+                model,
+                optimizers,
+                model_state_dict=body["model"],
+                optim_state_dict=body["optimizers"],
+                options=WHOLE,
+            )
         torch.set_rng_state(body["random"])
         return Place(**body["place"])
 
@@ -108,6 +112,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         body = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if is_failed_allocation(error):
+            raise  # the file may be whole
         raise FormatError(
             f"{path} is no whole checkpoint: {str(error).splitlines()[0]}; remove it to go on from the one before"
         ) from None

@@ -6,8 +6,10 @@ tells every FFN directly what was wanted of it. The output weights, in which the
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from hotset.errors import TrainingError
 from hotset.train.checkpoint import Checkpoints, Place
 from hotset.train.ffn import SparseFfn
+from hotset.train.memory import halved, memory_for
 from hotset.train.mixture import Mixture
 from hotset.train.parallel import World
 from hotset.train.pull import Pull
@@ -61,26 +64,35 @@ class Layerwise:
             return True
         saved = before = time.monotonic()
         with self._precision():
-            streams = Streams(self.teacher, self.model, ids, self.running.micro_batch)
-            goals = self._goals(streams.passes[0])
+            streams, goals = self._prepare(ids)
             for number, ffn in enumerate(self.ffns):
-                lesson = streams.enter(number)
+                with self._memory(f"the lesson of layer {number + 1}"):
+                    lesson = streams.enter(number)
                 if number < self.step:
                     streams.leave(lesson, ffn)
                     continue
-                zeros = self._train(number, ffn, lesson, goals[number], stop)
-                if zeros is None:
+                try:
+                    learned = self._learn(streams, lesson, goals[number], stop)
+                except TrainingError:
+                    if number:
+                        save(self._place())
+                    raise
+                if learned is None:
                     save(self._place())
                     return False
                 now = time.monotonic()
                 self.step, self.seconds, before = number + 1, self.seconds + now - before, now
-                error = streams.leave(lesson, ffn)
-                self._require_number(error)
-                reporter.ffn_layer(self._now(error, zeros))
+                reporter.ffn_layer(self._now(*learned))
                 if self.step == len(self.ffns) or now - saved > self.running.checkpoint_every:
                     save(self._place())
                     saved = time.monotonic()
         return True
+
+    def _prepare(self, ids: Tensor) -> tuple[Streams, list[float]]:
+        with self._memory(f"the streams of {ids.numel()} tokens"):
+            streams = Streams(self.teacher, self.model, ids, self.running.micro_batch)
+        with streams.memory_for_pass():
+            return streams, self._goals(streams.passes[0])
 
     def _place(self) -> Place:
         return Place(self.step, self.mixture.drawn.tolist(), self.seconds, (self.pull.weight, None))
@@ -95,31 +107,55 @@ class Layerwise:
         below = [float((each < limit).float().mean()) for each in sizes]
         return [min(max(self.s.zeros + _SPREAD * (b - self.s.zeros), _RANGE[0]), _RANGE[1]) for b in below]
 
-    def _train(
-        self, number: int, ffn: SparseFfn, lesson: Lesson, goal: float, stop: Callable[[], bool]
-    ) -> float | None:
-        """One layer. Returns the zeros of its last updates; None: stopped on the way, the layer is as it was."""
+    def _learn(
+        self, streams: Streams, lesson: Lesson, goal: float, stop: Callable[[], bool]
+    ) -> tuple[float, float] | None:
+        """The next layer: what it is off afterwards and its zeros; None if stopped.
+
+        Raises: TrainingError. Then, and if stopped, the layer is as it was.
+        """
+        ffn, learned = self.ffns[self.step], False
         kept = {name: value.clone() for name, value in ffn.state_dict().items()}
-        with torch.no_grad():
+        try:
+            if (zeros := self._train(ffn, lesson, goal, stop)) is None:
+                return None
+            error = streams.leave(lesson, ffn)
+            self._require_number(error, "after its last update")
+            learned = True
+            return error, zeros
+        except torch.linalg.LinAlgError:  # weights that are no numbers have no least squares
+            raise self._diverged(math.nan, "beside its updates") from None
+        finally:
+            if not learned:
+                ffn.load_state_dict(kept)
+
+    def _train(self, ffn: SparseFfn, lesson: Lesson, goal: float, stop: Callable[[], bool]) -> float | None:
+        """Returns the zeros of the last updates; None: stopped on the way."""
+        with torch.no_grad(), self._memory(f"the least squares of {ffn.up_proj.out_features} neurons"):
             if ffn.kind == "drelu":
                 turn_signs(ffn, lesson.part(slice(0, _SIGN_TOKENS)))
             refit(ffn, lesson)
         optimizer = self._optimizer(ffn, lesson)
         rates = [group["lr"] for group in optimizer.param_groups]
         share, pull, zeros = lesson.share(), Pull(), 0.0
-        for done, part in self._shuffled(number, lesson):
+        parts = self._shuffled(lesson)
+        size, bf16 = len(parts[0]), "--dtype bf16" if self.s.dtype == "f32" else ""
+        for number, chosen in enumerate(parts):
+            done = number / len(parts)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * ffn_learning_rate(done, self.s)
-            now = self._update(ffn, part, share, pull.weight if goal else 0.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            with self._memory(f"an update on {size} tokens", halved("--ffn-batch", size), bf16):
+                part = lesson.part(chosen.to(self.world.device))
+                error, now = self._update(ffn, part, share, pull.weight if goal else 0.0)
+                self._require_number(error, f"in update {number + 1} of {len(parts)}")
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             if pull.start is None:
                 pull.start = zeros = now
             zeros += _BLEND * (now - zeros)
             if goal:
                 pull.follow(zeros, wanted_zeros(done, pull.start, goal))
             if stop():
-                ffn.load_state_dict(kept)
                 return None
         with torch.no_grad():
             refit(ffn, lesson)
@@ -135,28 +171,39 @@ class Layerwise:
         ]
         return torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, fused=True)
 
-    def _shuffled(self, number: int, lesson: Lesson) -> Iterator[tuple[float, Lesson]]:
-        """All tokens once in an order of the layer's own, in parts; with the share that came before."""
-        generator = torch.Generator().manual_seed(self.s.seed * 1_000_003 + number)
-        parts = torch.randperm(len(lesson.inputs), generator=generator).split(self.s.ffn_batch)
-        return ((i / len(parts), lesson.part(chosen.to(self.world.device))) for i, chosen in enumerate(parts))
+    def _shuffled(self, lesson: Lesson) -> tuple[Tensor, ...]:
+        """All tokens once, in an order of the next layer's own, in parts."""
+        generator = torch.Generator().manual_seed(self.s.seed * 1_000_003 + self.step)
+        return torch.randperm(len(lesson.inputs), generator=generator).split(self.s.ffn_batch)
 
-    def _update(self, ffn: SparseFfn, part: Lesson, share: float, pull: float) -> float:
-        """Gradients of one update; returns the share of zeros before it."""
+    def _update(self, ffn: SparseFfn, part: Lesson, share: float, pull: float) -> tuple[float, float]:
+        """Gradients of one update; returns its loss and the share of zeros before it."""
         neurons = ffn.activate(ffn.gate_proj(part.inputs), ffn.up_proj(part.inputs))
         out = ffn.down_proj(neurons)
         wrong = (out.float() - part.wanted) * part.weights[:, None]
         error = wrong.square().sum(-1).mean() / share
         added = (ffn.contributions(neurons) * part.weights).mean() / share**0.5
-        (error + pull * added).backward()
-        return float((neurons.detach() == 0).float().mean())
+        loss = error + pull * added
+        loss.backward()
+        found: list[float] = torch.stack([loss.detach(), (neurons.detach() == 0).float().mean()]).tolist()
+        return found[0], found[1]
 
-    def _require_number(self, error: float) -> None:
-        if not error < float("inf"):
-            raise TrainingError(
-                f"layer {self.step - 1}: the error of its FFN is no number; "
-                f"try a lower --ffn-lr (is {self.s.ffn_lr:g}) or --dtype f32"
-            )
+    def _require_number(self, loss: float, when: str) -> None:
+        if not math.isfinite(loss):
+            raise self._diverged(loss, when)
+
+    def _diverged(self, loss: float, when: str) -> TrainingError:
+        before = f"the {self.step} before it are kept" if self.step else "no layer is done yet"
+        more = " and --accept-changes" if self.step else ""
+        lower = f"a lower --ffn-lr (is {self.s.ffn_lr:g}){more}"
+        return TrainingError(
+            f"FFN of layer {self.step + 1}/{len(self.ffns)}: its loss is {loss:.4g} {when}; {before}. "
+            f"Go on with {lower}{'' if self.s.dtype == 'f32' else ', or with --dtype f32'}"
+        )
+
+    def _memory(self, what: str, *less: str) -> AbstractContextManager[None]:
+        fewer = f"fewer --ffn-tokens (is {self.s.ffn_sequences * self.s.sequence})"
+        return memory_for(f"{what} in the first stage", *less, fewer)
 
     def _now(self, error: float, zeros: float) -> FfnNow:
         each, left = self.seconds / self.step, len(self.ffns) - self.step

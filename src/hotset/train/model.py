@@ -13,6 +13,7 @@ from hotset.errors import HotsetError, ModelError, UsageError
 from hotset.formats.files import Json, read_json
 from hotset.models import resolve
 from hotset.models.spec import Model
+from hotset.train.memory import is_failed_allocation
 from hotset.train.settings import Settings
 
 _SPARSE = {"relu", "relu2", "shifted_relu"}
@@ -101,7 +102,7 @@ def _names(model: Model) -> list[tuple[str, int, int]]:
 
 
 def load_model(folder: Path, *, from_scratch: bool, seed: int) -> Any:
-    """The network in f32. Raises ModelError if transformers cannot load it."""
+    """The network in f32. Raises ModelError if transformers cannot load it; failed allocations pass."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -112,6 +113,8 @@ def load_model(folder: Path, *, from_scratch: bool, seed: int) -> Any:
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if is_failed_allocation(error):
+            raise
         raise ModelError(f"transformers cannot load {folder}: {str(error).splitlines()[0]}") from None
 
 

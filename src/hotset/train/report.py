@@ -6,13 +6,14 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from hotset.errors import HostError
 from hotset.train.settings import Settings
+from hotset.train.speed import Speed
 
 Say = Callable[[str], None]
 
@@ -32,7 +33,7 @@ class Now:
     rate: float  # learning rate
     gradient: float  # norm before clipping
     pull: float  # weight of `size` in the loss
-    tokens_per_s: float
+    speed: Speed
     seconds_left: float
 
     def line(self) -> str:
@@ -40,7 +41,7 @@ class Now:
         swap = f", swapped {self.swap:.0%}" if self.swap < 1 else ""
         return (
             f"step {self.step}/{self.steps}: loss {self.loss:.3f}{distance}, zeros {layers(self.zeros)}{swap}, "
-            f"{self.tokens_per_s:.0f} tokens/s, {duration(self.seconds_left)} left"
+            f"{self.speed}, {duration(self.seconds_left)} left"
         )
 
 
@@ -99,7 +100,8 @@ class Reporter:
             self._say(f"going on after step {step}")
 
     def step(self, now: Now) -> None:
-        self._write("train", now.step, {name: getattr(now, name) for name in Now.__slots__ if name != "steps"})
+        figures = {name: getattr(now, name) for name in Now.__slots__ if name not in ("steps", "speed")}
+        self._write("train", now.step, figures | asdict(now.speed))
         if self._bar is not None:
             self._bar.show(now)
         else:
@@ -148,7 +150,7 @@ class _Bar:
         self._shown.start()
 
     def show(self, now: Now) -> None:
-        text = f"loss {now.loss:.3f} · zeros {layers(now.zeros)} · {now.tokens_per_s:.0f} tokens/s"
+        text = f"loss {now.loss:.3f} · zeros {layers(now.zeros)} · {now.speed}"
         self._shown.update(self._task, completed=now.step, total=now.steps, description=text)
 
     def close(self) -> None:

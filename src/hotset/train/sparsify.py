@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,18 @@ from hotset.train import parallel
 from hotset.train.checkpoint import WHOLE, Checkpoints
 from hotset.train.ffn import swap_ffns
 from hotset.train.layerwise import Layerwise
+from hotset.train.memory import memory_for
 from hotset.train.mixture import Mixture, make_source
 from hotset.train.model import load_model, read_config, sparse_config, untied, write_model
 from hotset.train.objective import Objective
 from hotset.train.optimizers import make_optimizers
 from hotset.train.report import Measured, Reporter, Say
 from hotset.train.settings import Running, Settings
+from hotset.train.speed import Work, flops_per_token, peak_flops_per_s
 from hotset.train.tokens import Encoder, token_file
 from hotset.train.trainer import Parts, Trainer
 
-_SAVED = {"bf16": torch.bfloat16, "f32": torch.float32}
+_DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class SparsifyReport:
     found: Measured | None
     epochs: dict[str, float]  # of each source
     first: bool  # whether this process is the one that reports
+    speed: Json  # fields of train.speed.Work and Speed
 
 
 def sparsify(
@@ -64,10 +67,11 @@ def sparsify(
     try:
         if settings.batch % world.ranks:
             raise UsageError(f"--batch is {settings.batch}; want a multiple of the {world.ranks} processes")
-        mixture, data = _read_data(settings, source, config, dest, progress)
-        parts = _build(settings, running, world, source, mixture, data)
-        trainer = Trainer(settings, running, world, parts, Checkpoints(dest / "checkpoints", world))
-        return _train(trainer, source, changed, dest, say)
+        with memory_for("this run"):  # where nothing within it says more
+            mixture, data = _read_data(settings, source, config, dest, progress)
+            parts = _build(settings, running, world, source, mixture, data)
+            trainer = Trainer(settings, running, world, parts, Checkpoints(dest / "checkpoints", world))
+            return _train(trainer, source, changed, dest, say)
     finally:
         parallel.leave()
 
@@ -91,22 +95,27 @@ def _read_data(s: Settings, source: Path, config: Json, dest: Path, progress: Pr
 def _build(
     s: Settings, running: Running, world: parallel.World, source: Path, mixture: Mixture, data: list[str]
 ) -> Parts:
-    model = load_model(source, from_scratch=s.from_scratch, seed=s.seed)
-    teacher = None
-    if s.distill:
-        teacher = _original(s, source, world)
-    ffns = swap_ffns(model, s)
-    model.train()
-    if running.recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    parallel.shard(model, world)
+    peak = peak_flops_per_s(world, _DTYPES[s.dtype])
+    with memory_for("the model's weights"):
+        model = load_model(source, from_scratch=s.from_scratch, seed=s.seed)
+        ffns = swap_ffns(model, s)
+        model.train()
+        if running.recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        parallel.shard(model, world)
+    teacher = _original(s, source, world) if s.distill else None
     objective = Objective(model, ffns, teacher, s.distill)
-    return Parts(model, ffns, objective, make_optimizers(model, s, world.ranks), mixture, data)
+    with memory_for("the optimizer"):
+        optimizers = make_optimizers(model, s, world.ranks)
+    work = Work(flops_per_token(model, s.sequence, teacher=teacher is not None), peak)
+    return Parts(model, ffns, objective, optimizers, mixture, data, work)
 
 
 def _original(s: Settings, source: Path, world: parallel.World) -> Any:
-    teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
-    parallel.shard(teacher, world)
+    less = "no --distill" * bool(s.distill), "no --ffn-tokens" * bool(s.ffn_sequences)
+    with memory_for("the original's weights beside the model's", " and ".join(filter(None, less))):
+        teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
+        parallel.shard(teacher, world)
     return teacher
 
 
@@ -119,7 +128,7 @@ def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -
     with _stop_flag() as stop:
         ready = not trainer.s.ffn_sequences or trainer.checkpoints.paths()
         if not ready and not _train_ffns(trainer, source, ffn_checkpoints, dest, say, stop.is_set):
-            return SparsifyReport(dest, 0, 0.0, None, {}, world.first)
+            return SparsifyReport(dest, 0, 0.0, None, {}, world.first, {})
         trainer.resume()
         board = trainer.running.tensorboard
         with Reporter(dest, say, first=world.first, tensorboard=board, start=trainer.step) as reporter:
@@ -129,7 +138,8 @@ def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -
             if found is not None:
                 reporter.measured(trainer.step, found)
     epochs = dict(zip((each.name for each in mixture.sources), mixture.epochs, strict=True))
-    report = SparsifyReport(dest, trainer.step, trainer.seconds, found, epochs, world.first)
+    speed = asdict(trainer.parts.work) | asdict(trainer.speed())
+    report = SparsifyReport(dest, trainer.step, trainer.seconds, found, epochs, world.first, speed)
     if found is not None:
         _write(trainer, report, source, config)
     return report
@@ -159,7 +169,7 @@ def _write(trainer: Trainer, report: SparsifyReport, source: Path, config: Json)
     s, model = trainer.s, trainer.parts.model
     state = untied(get_model_state_dict(model, options=WHOLE), config)
     if trainer.world.first:
-        write_model(model, state, config, source, report.dest, _SAVED[s.dtype])
+        write_model(model, state, config, source, report.dest, _DTYPES[s.dtype])
         record = {
             "settings": s.as_json(),
             "as_measured": as_json(report),
@@ -181,7 +191,8 @@ def as_json(report: SparsifyReport) -> Json:
             "held_out_tokens": found.tokens,
             "loss_per_source": found.sources,
         }
-    return {"step": report.step, "seconds": report.seconds, "epochs": report.epochs} | measured
+    ran: Json = {"step": report.step, "seconds": report.seconds, "epochs": report.epochs, "speed": report.speed}
+    return ran | measured
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Both are kept for all tokens, 8 bytes a dimension, so that each layer is compute
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hotset.train.ffn import SparseFfn, lengths
+from hotset.train.memory import a_pass, halved, memory_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,16 @@ class Streams:
         """ids: [sequences, length]."""
         self.layers = list(zip(original.model.layers, model.model.layers, strict=True))
         self.passes = ids.split(micro_batch)
-        self._extras = {len(part): _layer_arguments(original, part) for part in (self.passes[0], self.passes[-1])}
+        with self.memory_for_pass():
+            self._extras = {len(part): _layer_arguments(original, part) for part in (self.passes[0], self.passes[-1])}
         with torch.no_grad():
             self.right = [original.model.embed_tokens(part).float() for part in self.passes]  # each [sequences, length,
             self.new = [model.model.embed_tokens(part).float() for part in self.passes]  # hidden]
+
+    def memory_for_pass(self) -> AbstractContextManager[None]:
+        size, length = self.passes[0].shape
+        what = f"{a_pass(size, length)} in the first stage"
+        return memory_for(what, halved("--micro-batch", size), "a shorter --sequence")
 
     def enter(self, number: int) -> Lesson:
         """Takes the original's stream behind a layer, and the new one up to the FFN in it."""
@@ -65,8 +73,9 @@ class Streams:
         ffn, layer.mlp = layer.mlp, _Nothing()
         with torch.no_grad():
             for i, extra in enumerate(self._arguments(number)):
-                self.right[i] = _hidden(original(self.right[i], **extra)).float()
-                base = _hidden(layer(self.new[i], **extra)).float().flatten(0, 1)
+                with self.memory_for_pass():
+                    self.right[i] = _hidden(original(self.right[i], **extra)).float()
+                    base = _hidden(layer(self.new[i], **extra)).float().flatten(0, 1)
                 right = self.right[i].flatten(0, 1)
                 found.append((layer.mlp.given, right - base, base, 1 / lengths(right)))
         layer.mlp = ffn

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hotset.errors import MemoryBudgetError, TrainingError, UsageError
+from hotset.errors import TrainingError, UsageError
 from hotset.train.checkpoint import Checkpoints, Place
 from hotset.train.ffn import SparseFfn
+from hotset.train.memory import a_pass, halved, memory_for
 from hotset.train.mixture import Mixture, Source, Windows
 from hotset.train.objective import Objective
 from hotset.train.optimizers import set_rate
@@ -22,9 +23,9 @@ from hotset.train.pull import Pull
 from hotset.train.report import Measured, Now, Reporter
 from hotset.train.schedule import l1_weight, learning_rate, swap_share, wanted_zeros
 from hotset.train.settings import Running, Settings
+from hotset.train.speed import Speed, Work
 
 _MEASURED = 64  # held-out windows of each source
-_NO_MEMORY = ("can't allocate memory", "out of memory")  # what PyTorch's allocators say in a RuntimeError
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class Parts:
     optimizers: list[Any]
     mixture: Mixture
     data: list[str]  # fingerprints of the sources' tokens
+    work: Work
 
 
 @dataclass(slots=True)
@@ -119,10 +121,12 @@ class Trainer:
         """One step of the optimizer; `count`: zeros are counted on the way."""
         self._enter(self.step, count or self.s.zeros > 0)
         batch = self.parts.mixture.batch(self.s.batch, self.world.rank, self.world.ranks)
-        with _memory(self.running, self.s):
+        with self._memory_for_pass("" if self.running.recompute else "--recompute"):
             losses = self._backward(batch)
             gradient = self._norm()
-            self._require_number(losses[0], gradient)
+        self._require_number(losses[0], gradient)
+        # Its state is made by its first step.
+        with memory_for(f"the state of {self.s.optimizer}", *self._smaller_state()):
             for optimizer in self.parts.optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -175,7 +179,7 @@ class Trainer:
         """Loss and zeros on held-out text, the same windows in every process; means over all windows."""
         for ffn in self.parts.ffns:
             ffn.wants_zeros, ffn.wants_size = True, False
-        with torch.no_grad(), self._precision(), _memory(self.running, self.s):
+        with torch.no_grad(), self._precision(), self._memory_for_pass():
             found = {source.name: self._measure(source) for source in self.parts.mixture.sources}
         sums = torch.stack([each for each, _ in found.values()]).sum(0)
         count = sum(windows for _, windows in found.values())
@@ -210,24 +214,22 @@ class Trainer:
             rate=learning_rate(self.step - 1, self.s),
             gradient=figures.gradient.item(),
             pull=self.pull.weight if self.s.zeros else l1_weight(self.step - 1, self.s),
-            tokens_per_s=len(seen) * tokens / max(seconds, 1e-9),
+            speed=self.parts.work.speed(len(seen) * tokens / max(seconds, 1e-9)),
             seconds_left=(self.s.steps - self.step) * seconds / len(seen),
         )
+
+    def speed(self) -> Speed:
+        """Over all steps so far, without measurements and checkpoints."""
+        return self.parts.work.speed(self.step * self.s.batch * self.s.sequence / max(self.seconds, 1e-9))
 
     def _precision(self) -> Any:
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.s.dtype == "bf16")
 
+    def _memory_for_pass(self, *less: str) -> AbstractContextManager[None]:
+        size, length = self.running.micro_batch, self.s.sequence
+        ways = (*less, "--dtype bf16" if self.s.dtype == "f32" else "", "a shorter --sequence")
+        return memory_for(a_pass(size, length), halved("--micro-batch", size), *ways)
 
-@contextmanager
-def _memory(running: Running, s: Settings) -> Iterator[None]:
-    """Turns an allocation that failed into an error that says what takes less."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_MEMORY):
-            raise
-        more = "" if running.recompute else ", --recompute"
-        raise MemoryBudgetError(
-            f"out of memory in a pass of {running.micro_batch} sequences of {s.sequence} tokens; "
-            f"try --micro-batch {max(running.micro_batch // 2, 1)}{more} or a shorter --sequence"
-        ) from None
+    def _smaller_state(self) -> tuple[str, ...]:
+        alone = self.s.optimizer == "adamw" and self.world.ranks == 1
+        return "--optimizer muon" if alone else "", "more devices under torchrun"
