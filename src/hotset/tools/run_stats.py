@@ -32,6 +32,7 @@ class RunStats:
     p99_s: float
     peak_bytes: int  # most memory so far
     peak_of: str  # "cgroup", page cache included, or "process"
+    mode: str = "exact"  # LLM.mode
     predictor: str = ""  # of a packed model, as its plan says
     planned_bytes: int = 0  # what that plan takes in all
     neurons: NeuronStats | None = None  # of a packed model
@@ -76,6 +77,7 @@ def run_stats(llm: LLM, completion: Completion, before: Mapping[str, float]) -> 
         p99_s=stats.latency(0.99),
         peak_bytes=peak,
         peak_of=peak_of,
+        mode=llm.mode,
         predictor=llm.plan.predictor if llm.plan else "",
         planned_bytes=llm.plan.bytes if llm.plan else 0,
         neurons=None if llm.plan is None or tokens == 0 else _neurons(llm, stats, before),
@@ -162,6 +164,8 @@ def lines(stats: RunStats) -> list[str]:
         f"decode   {stats.tokens_per_s:.2f} tokens/s over {stats.tokens} tokens; latency P50 {stats.p50_s * 1e3:.1f} ms"
         f", P90 {stats.p90_s * 1e3:.1f} ms, P99 {stats.p99_s * 1e3:.1f} ms",
     ]
+    if stats.predictor:
+        found.append(f"answers  {stats.mode}; predictor {stats.predictor}")
     if (d := stats.drafts) is not None:
         found.append(
             f"drafts   {d.accepted} of {d.drafted} tokens accepted ({d.acceptance:.1%}); {d.passes} exact passes, "
