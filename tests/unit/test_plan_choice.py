@@ -132,7 +132,7 @@ def test_the_benchmark_drafts_what_can_be(story: Store, tight: int, follow: str,
 def test_evaluations_see_what_predictors_lose(story: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with so little memory that drafts would be taken."""
     monkeypatch.setattr("hotset.tools.plan.host_rates", lambda _: ORDERED)
-    small = Memory(100 * MIB, 124 * MIB)
+    small = Memory(100 * MIB, 1196 * MIB // 10)
     monkeypatch.setattr("hotset.tools.plan.Host", Namespace(measure=lambda: small))
     assert make_plan(story, resolve(story.config), Wishes(predict="auto")).drafts
     with _opened(Variant("predicted", str(story.path), predicted=True), story.path, None) as llm:

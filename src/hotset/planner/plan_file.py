@@ -49,6 +49,7 @@ class Plan:
     memory: Mapping[str, int]
     loss: float | None = None  # of perplexity that the predictor may cost, relative; None: as it was calibrated
     energy: float | None = None  # share given up where neurons are in memory, for a low-rank predictor
+    spill: int | None = None  # places for a layer's missing neurons, where scores are estimates; None: as usual
     drafts: bool = False  # the predictor only drafts tokens, which a pass over all neurons verifies
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
@@ -121,8 +122,10 @@ def _parsed(data: dict[str, Any]) -> Plan:
     # Files of earlier versions do not say whether the predictor drafts: in exact mode, and there alone.
     drafts = data.get("drafts", data["predictor"] == "low-rank" and given["made_for"].predict == "exact")
     plan = Plan(**given | {"hot": tuple(data["hot"]), "notes": tuple(data["notes"]), "drafts": drafts})
-    numbers = (*plan.hot, plan.cold_slots, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
-    if not all(type(n) is int and 0 <= n < 1 << 40 for n in (*numbers, *plan.memory.values())):
+    spill = () if plan.spill is None else (plan.spill,)
+    sizes = (*plan.hot, *spill, plan.cold_slots, *plan.memory.values())
+    numbers = (*sizes, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("a number is no whole number of at least 0")
     if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")

@@ -135,6 +135,7 @@ class _Planning:
             loss=self.wishes.loss,
             energy=choice.energy,
             drafts=choice.drafts,
+            spill=placement.spill,
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
@@ -144,8 +145,7 @@ class _Planning:
         if self.wishes.predict == "exact":
             return choices.exact(self.wishes.loss)
         found = choices.within(self.wishes.loss, draft=self._may_draft)
-        if found.drafts:
-            self.notes.append("exact answers, drafted, are forecast to be faster than predicted ones: nothing is lost")
+        self.notes += choices.remarks(found)
         return found
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class Choices:
             return plain
         losses = Losses(self.trained, self.profiled, self.sizes)
         givings = losses.for_drafts() if loss is None else [losses.within(loss, self._low_rank)]
-        found = _fastest(self._given_draft(plain.placement, g) if drafting else self._drafted(g) for g in givings)
+        found = self._fastest(self._given_draft(plain.placement, g) if drafting else self._drafted(g) for g in givings)
         if found is None:
             return plain
         # Where nothing was measured: one pass over the model shared by many tokens, against one for each.
@@ -67,8 +67,22 @@ class Choices:
         found = Choice(self._place(self._any(), giving.profiled), giving)
         if not draft or self._chosen or self._whole(found) or found.speed is None:
             return found
-        other = _fastest(map(self._drafted, losses.for_drafts()))  # what drafts lose nobody sees
-        return other if other and _faster(other, found) else found
+        other = self._fastest(map(self._drafted, losses.for_drafts()))  # what drafts lose nobody sees
+        return other if other and (self._crowded(found) or _faster(other, found)) else found
+
+    def remarks(self, choice: Choice) -> Iterator[str]:
+        """What a user who allowed a loss should know."""
+        if choice.drafts:
+            yield "exact answers, drafted, are forecast to be faster than predicted ones: nothing is lost"
+        elif (demand := choice.placement.demand) and self._crowded(choice):
+            yield (
+                f"of some layers a token needs about {demand.in_use:.0f} neurons besides the hot ones, and there is "
+                f"room for {choice.placement.places(self.sizes)}: others are left out, so that more is lost than is "
+                "allowed; raise the budget, or plan with --predict exact"
+            )
+
+    def _crowded(self, choice: Choice) -> bool:
+        return choice.placement.crowded(self.sizes)
 
     @property
     def _chosen(self) -> bool:
@@ -108,13 +122,20 @@ class Choices:
         hot = (self.given["hot"],) * self.sizes.layers if "hot" in self.given else placement.hot
         if max(hot) > self.sizes.ffn:
             raise UsageError(f"hot is {max(hot)}; a layer has {self.sizes.ffn} neurons")
-        chosen = replace(placement, hot=hot, cold_slots=self.given.get("cold_slots", placement.cold_slots))
+        slots = self.given.get("cold_slots", placement.cold_slots)
+        chosen = replace(placement, hot=hot, cold_slots=slots, spill=None)
         if (wanted := sum(chosen.bytes(self.sizes).values())) > self.room:
             raise MemoryBudgetError(
                 f"{sum(hot)} hot neurons, {chosen.cold_slots} cold slots and predictor {chosen.predictor} take "
                 f"{wanted} bytes; {self.room} are left for them: choose fewer, or raise the budget"
             )
-        return judged(chosen, self.sizes, known, self.host)
+        chosen = judged(chosen, self.sizes, known, self.host)
+        wider = chosen.with_places(self.sizes)
+        return wider if sum(wider.bytes(self.sizes).values()) <= self.room else chosen
+
+    def _fastest(self, choices: Iterable[Choice | None]) -> Choice | None:
+        """The first where no speed is known. Drafts are worse than foretold where neurons find no place."""
+        return max((c for c in choices if c), key=lambda c: (not self._crowded(c), c.speed or 0.0), default=None)
 
     def _drafted(self, giving: Giving) -> Choice | None:
         found = drafted(self.sizes, self.room, giving.profiled, self.host, giving.holds)
@@ -124,11 +145,6 @@ class Choices:
         """The user's placement, whose predictor drafts."""
         found = judged(placement, self.sizes, giving.profiled, self.host)
         return Choice(as_draft(found, self.sizes, giving.profiled, self.host, giving.holds), giving, drafts=True)
-
-
-def _fastest(choices: Iterable[Choice | None]) -> Choice | None:
-    """The first where no speed is known."""
-    return max((c for c in choices if c), key=lambda c: c.speed or 0.0, default=None)
 
 
 def _faster(one: Choice, other: Choice) -> bool:
