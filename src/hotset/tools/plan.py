@@ -25,6 +25,7 @@ from hotset.planner.plan_file import MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS
 from hotset.tools.plan_choice import Choice, Choices
+from hotset.tools.plan_given import given_plan
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
 from hotset.tools.plan_profile import profiled
 from hotset.tools.plan_settings import checked
@@ -61,14 +62,13 @@ class Wishes:
 def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = None) -> Plan:
     """The plan of a packed store: from `file`, from the cache, or a new one, which the cache then keeps.
 
-    Raises: MemoryBudgetError naming the least budget that works; UsageError if `file` was made for something else.
+    Raises: MemoryBudgetError naming the least budget that works, or what `file` takes; UsageError if that was made for
+        something else.
     """
     wanted = made_for(store, wishes.memory, wishes.kv, wishes.predict)
     if file is not None:
-        plan = read_plan(file)
-        plan.check(wanted, str(file))
-        _check_agrees(plan, wishes)
-        return plan
+        asked = {"context": wishes.context, "threads": wishes.threads, "kv_tokens": wishes.kv_tokens}
+        return given_plan(file, store, model, wanted, wishes.kv, asked)
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
     cached = plan_path(
@@ -241,16 +241,3 @@ def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:
         return None
     grown = Host.measure().base - plan.memory["process"]
     return plan if plan.made_for == wanted and grown < RESERVE // 8 and plan.bytes <= memory else None
-
-
-def _check_agrees(plan: Plan, wishes: Wishes) -> None:
-    """A plan from a file decides; what was asked for besides must not say otherwise."""
-    memory = wishes.memory or plan.made_for.memory
-    if memory is not None and plan.bytes > memory:
-        raise MemoryBudgetError(
-            f"the plan takes {plan.bytes >> 20} MiB, the budget is {memory >> 20} MiB; make one with `hotset plan`"
-        )
-    asked = {"context": wishes.context, "threads": wishes.threads, "kv_tokens": wishes.kv_tokens}
-    for name, want in asked.items():
-        if want is not None and want != getattr(plan, name):
-            raise UsageError(f"{name} is {want}, the plan says {getattr(plan, name)}; leave one of them out")
