@@ -80,6 +80,11 @@ class Choices:
                 f"room for {choice.placement.places(self.sizes)}: others are left out, so that more is lost than is "
                 "allowed; raise the budget, or plan with --predict exact"
             )
+        if self.trained is None and not self.sizes.sketch_bytes and "predictor" not in self.given:
+            yield (
+                "the store has neither predictors nor a sketch for this loss, so answers are those of --predict exact; "
+                "`hotset train-predictor` makes predictors"
+            )
 
     def _crowded(self, choice: Choice) -> bool:
         return choice.placement.crowded(self.sizes)
