@@ -55,6 +55,11 @@ class ModelConfig:
     gate_threshold: float = 0.0
     up_threshold: float = 0.0
 
+    @property
+    def dynamic_rope(self) -> bool:
+        """Keys depend on the length of the whole text, so none can be kept for another one."""
+        return any(rope.dynamic_factor > 0 for rope in self.ropes)
+
     def to_native(self) -> dict[str, object]:
         """The dict that `_core.Engine` takes."""
         return asdict(self)

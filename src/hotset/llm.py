@@ -51,11 +51,11 @@ class LLM:
         load: "read" (weights into huge pages, checked), "mmap" (mapped, unchecked) or "auto".
         ignore_keys: keys of config.json to treat as absent.
         reuse: keep finished prompts, so that the next one that begins alike starts where they differ.
-        predict: of a packed store, "exact" (same text as computing every neuron) or "auto" (also predictors that were
-            trained within a loss of quality, where the store has them).
+        predict: of a packed store, "exact" (same text as computing every neuron) or "auto" (whatever is fastest, also
+            predictors within a loss of quality, where the store has them); `mode` says what was taken.
         loss: of perplexity, relative, that predictors may cost with "auto"; None: what they were calibrated for.
-        draft: of a packed store run exact under a budget, let such predictors propose tokens, many of which are then
-            verified at a time: the same text, sooner.
+        draft: of a packed store under a budget, let such predictors propose tokens, many of which are then verified at
+            a time, where that is fastest: the text of "exact", sooner.
         plan: of a packed store, a file that `hotset plan` wrote; None: planned now, or taken from the cache.
         trace: file for a timeline of all threads and reads, to open in ui.perfetto.dev; `close` writes it.
 
@@ -91,7 +91,7 @@ class LLM:
         self.tokenizer = Tokenizer.load(self.store.path)
         core, allotment, self.plan = load_model(self.store, self.descriptor, options)
         self._trace = None if trace is None else _start_trace(trace)
-        dynamic = any(rope.dynamic_factor > 0 for rope in self.config.ropes)
+        dynamic = self.config.dynamic_rope
         self._engine: Engine | None = Engine(
             core,
             vocab=self.config.vocab,
@@ -211,6 +211,14 @@ class LLM:
     def isa(self) -> str:
         """Name of the kernels in use."""
         return self._native().isa
+
+    @property
+    def mode(self) -> str:
+        """Of answers: "exact", "exact, drafted" or, where neurons may be left out, "predicted" and within what."""
+        if self.plan is not None and not self.plan.exact:
+            loss = self.plan.loss
+            return "predicted as calibrated" if loss is None else f"predicted within a loss of {100 * loss:.3g}%"
+        return "exact" if self._running().speculator is None else "exact, drafted"
 
     @property
     def core(self) -> _core.Engine:

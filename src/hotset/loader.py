@@ -239,5 +239,5 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         ahead=ahead,
         sketch=sketch,
         overlap=plan.overlap,
-        spill=spill_places(plan.predictor, model.config.ffn),
+        spill=spill_places(plan.predictor, model.config.ffn) if plan.spill is None else plan.spill,
     )

@@ -33,6 +33,19 @@ def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
     assert PLAN.as_json()["forecast"]["bound_tokens_per_s"] == pytest.approx(25)
 
 
+@pytest.mark.parametrize(("predictor", "predict", "drafts"), [
+    ("low-rank", "exact", True), ("low-rank", "auto", False), ("gate", "exact", False),
+])  # fmt: skip
+def test_plans_of_before_do_not_say_whether_they_draft(
+    tmp_path: Path, predictor: str, predict: str, drafts: bool
+) -> None:
+    data = PLAN.as_json() | {"predictor": predictor}
+    del data["drafts"], data["spill"]
+    data["made_for"]["predict"] = predict
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    assert read_plan(tmp_path / "plan.json").drafts == drafts
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -54,6 +67,7 @@ def test_a_stale_plan_is_refused(change: dict[str, str], message: str) -> None:
         {"format_version": 99}, {"format_version": True}, {"hot": "many"}, {"hot": [1.5]}, {"hot": [-1]},
         {"cold_slots": None}, {"depth": 0}, {"context": 0}, {"predictor": "oracle"}, {"policy": "best"},
         {"memory": {"hot": "1"}}, {"overlap": "no"}, {"made_for": {}}, {"forecast": {"tokens_per_s": 1}}, {"extra": 1},
+        {"spill": -1}, {"spill": True}, {"drafts": 1}, {"drafts": True}, {"predictor": "low-rank", "drafts": False},
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ class EngineFlags:
     ] = None
     no_draft: Annotated[
         bool,
-        typer.Option("--no-draft", help="Packed models, exact: draft no tokens with predictors to verify them."),
+        typer.Option("--no-draft", help="Packed models: draft no tokens with predictors to verify them."),
     ] = False
     plan: Annotated[
         str | None, typer.Option("--plan", metavar="FILE", help="Packed models: what `hotset plan -o` wrote.")

@@ -112,12 +112,18 @@ def _settings(items: list[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def _mode(made: Plan) -> str:
+    if made.exact:
+        return "exact, for drafts" if made.drafts else "exact"
+    return f"predicted, loss {'as calibrated' if made.loss is None else f'at most {made.loss:.2%}'}"
+
+
 def table(made: Plan) -> list[str]:
     """The plan for people."""
     neurons = sum(made.hot)
     rows = {
         "budget": human_bytes(made.made_for.memory) if made.made_for.memory else "none: what the machine has free",
-        "predictor": f"{made.predictor} ({'exact, for drafts' if made.drafts else made.made_for.predict})",
+        "predictor": f"{made.predictor} ({_mode(made)})",
         "hot": f"{neurons} neurons, {min(made.hot)} to {max(made.hot)} a layer",
         "cold": f"{made.cold_slots} slots, {made.policy}",
         "reads": f"{made.depth} in flight, {made.backend}",

@@ -25,9 +25,13 @@ class Thresholds:
         """[layers]: least scores at which not more than about `loss` of the energy is given up."""
         return tuple(self.scores[:, self._index(loss)].tolist())
 
+    def shares(self, loss: float) -> tuple[float, ...]:
+        """[layers]: of a layer's neurons, that are predicted then."""
+        return tuple(self.predicted[:, self._index(loss)].tolist())
+
     def share(self, loss: float) -> float:
         """Of the neurons of all layers, that are predicted then."""
-        return float(self.predicted[:, self._index(loss)].mean())
+        return float(np.mean(self.shares(loss)))
 
     def found(self, loss: float) -> float:
         """Share of the active neurons of a layer, the mean of all layers, that are predicted then."""

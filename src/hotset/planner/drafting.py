@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hotset.planner.model_cost import Bound, Demand, Forecast
-from hotset.planner.plan import Host, Placement, Profiled, every_neuron, judged, place
+from hotset.planner.plan import Host, Placement, Profiled, every_neuron, place
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 
@@ -19,6 +19,8 @@ ASSUMED_ACCEPTANCE = 0.8
 _BUSY = 1.12
 _MOST = 64  # drafts of a round, as hotset.engine.draft_length
 _PIECE_BYTES = 1 << 20  # of one read, kReadBytes of layer_stream.cc
+# Share of drafted tokens that hold, by the share of their neurons that are not in memory.
+Acceptance = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,42 +100,22 @@ def of_rounds(draft: Forecast, verify: Pass, drafts: float, tokens: float) -> Fo
     )
 
 
-def or_drafted(
-    placement: Placement,
-    sizes: NeuronSizes,
-    room: int,
-    profiled: Profiled | None,
-    host: Host,
-    *,
-    chosen: bool,
-    acceptance: Callable[[float], float] = lambda _: ASSUMED_ACCEPTANCE,
-) -> Placement:
-    """The faster of an exact placement and the best one whose low-rank predictor drafts.
-
-    chosen: the user chose the placement. If its predictor is a low-rank one, that drafts. acceptance: share of drafted
-    tokens that hold, by the share of their neurons that are not in memory.
-    """
-    if placement.predictor == "low-rank":
-        return _as_draft(judged(placement, sizes, profiled, host), sizes, profiled, host, acceptance)
-    if chosen or sum(placement.hot) == sizes.neurons:  # nothing is read: a pass takes longer than the token it gives
-        return placement
-    drafted = _as_draft(place(sizes, room, ["low-rank"], profiled, host), sizes, profiled, host, acceptance)
-    if drafted.predictor != "low-rank":  # it does not fit
-        return placement
-    # Where nothing was measured: one pass over the model shared by many tokens, against one for each.
-    if placement.forecast is None or drafted.forecast is None:
-        return drafted
-    return drafted if drafted.forecast.tokens_per_s > placement.forecast.tokens_per_s else placement
+def drafted(
+    sizes: NeuronSizes, room: int, profiled: Profiled | None, host: Host, acceptance: Acceptance
+) -> Placement | None:
+    """The best placement whose low-rank predictor drafts; None if it does not fit."""
+    found = place(sizes, room, ["low-rank"], profiled, host)
+    return as_draft(found, sizes, profiled, host, acceptance) if found.predictor == "low-rank" else None
 
 
-def _as_draft(
+def as_draft(
     placement: Placement,
     sizes: NeuronSizes,
     profiled: Profiled | None,
     host: Host,
-    acceptance: Callable[[float], float],
+    acceptance: Acceptance,
 ) -> Placement:
-    """The same placement where what it predicts is verified."""
+    """The same placement, judged already, where what it predicts is verified."""
     if placement.demand is None or placement.forecast is None or host.rates is None:
         return placement
     every = every_neuron(sizes, sum(placement.hot), profiled)

@@ -32,6 +32,7 @@ class Demand:
     requests: float  # that the drive gets for these: near ones are one
     read_bytes: float  # that these ask for, with what lies between
     absent: float = 0.0  # share of those worth computing that are not in memory, whether they are read or left out
+    in_use: float = 0.0  # that a layer reads or has in cold slots, most of all layers
 
     @property
     def hit_rate(self) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, Forecast, forecast, reach, reads_in_order_win
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import NeuronSizes, Predictor, spill_places
+from hotset.planner.sizes import NeuronSizes, Predictor
 from hotset.planner.use import Cold, Finds, NeuronUse, neuron_use
 
 POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
@@ -20,6 +20,8 @@ DEPTH = 64  # reads in flight where the drive's best number is not known
 # Without a profile: ReLU's share in models that were made sparse is 0.3, dReLU's 0.1 (arXiv:2406.05955).
 ASSUMED_ACTIVE = 0.3
 _ABOUT_EQUAL = 0.95
+# Of a layer's places for cold neurons, those that the mean token may use: others use more.
+_FULL = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,16 @@ class Profiled:
         if sum(placement.hot) == sizes.neurons:
             finds = self.finds.get(predictor)
             cold, chosen = Cold(), finds.computed * sizes.neurons if finds else self.active
+            in_use = 0.0
         else:
             use = use or self.use(predictor)
             cold = use.cold(use.border(sum(placement.hot)), placement.cold_slots, reach(sizes))
             chosen = float(use.computed @ use.sizes)
+            in_use = _together(use, placement, sizes.layers_at_work(predictor))
         candidates, absent = chosen - cold.skipped, (cold.missed + cold.skipped) / max(chosen, 1.0)
         tried = candidates if predictor == "gate" else self.tried(candidates)
         active, read = min(self.active, tried), cold.read * sizes.stride
-        return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent)
+        return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent, in_use)
 
     def tried(self, candidates: float) -> float:
         """Of candidates, those whose gate is not zero: if up may be zero, too, as often as that, independently."""
@@ -63,6 +67,13 @@ class Profiled:
         return float(self.shares[0].sum(dtype=np.float64))
 
 
+def _together(use: NeuronUse, placement: Placement, layers: int) -> float:
+    """Neurons beyond the hot ones that a layer needs in memory; where layers at work share slots, their mean."""
+    each = use.in_use(np.array(placement.hot), placement.cold_slots)
+    shared = layers if placement.cold_slots else 1
+    return float(np.convolve(each, np.full(shared, 1 / shared), "valid").max())
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Neurons in memory: the first hot[i] of layer i stay, any others share the cold slots."""
@@ -72,15 +83,36 @@ class Placement:
     cold_slots: int
     demand: Demand | None = None  # where a profile is known
     forecast: Forecast | None = None  # where the host's rates are, too
+    spill: int | None = None  # as NeuronSizes has it
 
     def bytes(self, sizes: NeuronSizes) -> dict[str, int]:
-        sizes = sizes.of(self.predictor)
+        sizes = self._sizes(sizes)
         return {
             "predictor": sizes.predictor_bytes(self.predictor),
             "hot": sum(self.hot) * sizes.stride,
             "cold": self.cold_slots * sizes.slot_bytes,
             "spill": sizes.spill_bytes(self.predictor, min(self.hot), self.cold_slots),
         }
+
+    def places(self, sizes: NeuronSizes) -> int:
+        """Neurons beyond the hot ones that a layer can have in memory at a time."""
+        return self._sizes(sizes).places(self.predictor, min(self.hot), self.cold_slots)
+
+    def crowded(self, sizes: NeuronSizes) -> bool:
+        """Whether the engine skips neurons that the predictor wants read, as they find no place, so more is lost."""
+        all_fit = self._sizes(sizes).spill_places(self.predictor) >= sizes.ffn - min(self.hot)
+        return not all_fit and self.demand is not None and self.demand.in_use > _FULL * self.places(sizes)
+
+    def with_places(self, sizes: NeuronSizes) -> Placement:
+        """With a place for everything that its predictor wants read."""
+        return replace(self, spill=self.enough_spill(sizes)) if self.crowded(sizes) else self
+
+    def enough_spill(self, sizes: NeuronSizes) -> int:
+        assert self.demand is not None
+        return min(sizes.ffn, math.ceil(self.demand.in_use / _FULL))
+
+    def _sizes(self, sizes: NeuronSizes) -> NeuronSizes:
+        return replace(sizes.of(self.predictor), spill=self.spill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +137,8 @@ def place(
     fitting = [p for p in predictors if _least(sizes, p) <= room] or ["all"]
     if (short := _least(sizes, fitting[0]) - room) > 0:
         raise MemoryBudgetError(f"the neurons need {short} bytes more than there are; raise the budget")
-    found = [_judged(_placed(sizes.of(p), room, p, profiled), sizes, host) for p in fitting]
+    found = [_judged(_roomy(sizes, room, p, profiled), sizes, host) for p in fitting]
+    found = [f for f in found if not f.crowded(sizes)] or found
     whole = [f for f in found if sum(f.hot) == sizes.neurons]
     exact = not {"low-rank", "sketch"} & set(fitting)
     if any(f.forecast is None for f in found):
@@ -131,7 +164,22 @@ def _expected_misses(placement: Placement, sizes: NeuronSizes) -> float:
     return (sizes.neurons - sum(placement.hot) - placement.cold_slots) * ASSUMED_ACTIVE
 
 
-def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None) -> Placement:
+def _roomy(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None) -> Placement:
+    """With a place for everything that the predictor wants read, if that can be."""
+    usual = found = _placed(sizes.of(predictor), room, predictor, profiled)
+    use: NeuronUse | None = None
+    while profiled and found.crowded(sizes):  # each time with more places and thus fewer neurons that stay
+        sizes, use = replace(sizes, spill=found.enough_spill(sizes)), use or profiled.use(predictor)
+        if _least(sizes, predictor) > room:
+            return usual
+        found = _placed(sizes.of(predictor), room, predictor, profiled, use)
+    return found
+
+
+def _placed(
+    sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None, use: NeuronUse | None = None
+) -> Placement:
+    """sizes: those beside the predictor. use: of what it chooses, if it is at hand."""
     left = room - sizes.predictor_bytes(predictor)
     nothing = np.zeros(sizes.layers, np.int64)
     if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
@@ -143,12 +191,12 @@ def _placed(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profi
         if slots < ASSUMED_ACTIVE * sizes.neurons:  # the cliff, see below: any fixed part hits more
             return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
         return Placement(predictor, (0,) * sizes.layers, min(slots, sizes.neurons))
-    use = profiled.use(predictor)
+    use = use or profiled.use(predictor)
     border, slots = min(_splits(use, sizes, predictor, left), key=lambda split: use.cold(*split).missed)
     hot = tuple(use.hot[border].tolist())
     if slots < use.least_slots(border):  # the cliff
         hot, slots = _grown(use.hot[border], sizes, predictor, left), 0
-    return _expected(Placement(predictor, hot, slots), sizes, profiled, use)
+    return _expected(Placement(predictor, hot, slots, spill=sizes.spill), sizes, profiled, use)
 
 
 def _expected(
@@ -186,7 +234,7 @@ def _grown(hot: NDArray[np.int64], sizes: NeuronSizes, predictor: Predictor, lef
         return (sizes.ffn,) * sizes.layers
     spare = left - int(hot.sum()) * sizes.stride - sizes.spill_bytes(predictor, int(hot.min()), 0)
     # One of each layer, and as long as all of them may spill one less of those at work.
-    spilled = sizes.layers_at_work(predictor) if spill_places(predictor, sizes.ffn) == sizes.ffn else 0
+    spilled = sizes.layers_at_work(predictor) if sizes.spill_places(predictor) == sizes.ffn else 0
     more = max(0, spare) // (max(1, sizes.layers - spilled) * sizes.stride)
     return tuple(int(n) for n in np.minimum(hot + more, sizes.ffn))
 

@@ -51,14 +51,16 @@ class Plan:
     loss: float | None = None  # of perplexity that the predictor may cost, relative; None: as it was calibrated
     energy: float | None = None  # share given up where neurons are in memory, for a low-rank predictor
     embedding: Embedding = "memory"  # "drive": the rows of each step's tokens are read from there
+    spill: int | None = None  # places for a layer's missing neurons, where scores are estimates; None: as usual
+    drafts: bool = False  # the predictor only drafts tokens, which a pass over all neurons verifies
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def drafts(self) -> bool:
-        """Whether the predictor only drafts tokens, which a pass over all neurons verifies: exact all the same."""
-        return self.predictor == "low-rank" and self.made_for.predict == "exact"
+    def exact(self) -> bool:
+        """Whether every neuron that is not zero has its part in every answer, whatever was allowed."""
+        return self.drafts or self.predictor in ("all", "gate")
 
     @property
     def bytes(self) -> int:
@@ -119,9 +121,13 @@ def _parsed(data: dict[str, Any]) -> Plan:
     if forecast is not None:
         forecast = Forecast(**{name: value for name, value in forecast.items() if name != "bound_tokens_per_s"})
     given = data | {"made_for": MadeFor(**data["made_for"]), "forecast": forecast}
-    plan = Plan(**given | {"hot": tuple(data["hot"]), "notes": tuple(data["notes"])})
-    numbers = (*plan.hot, plan.cold_slots, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
-    if not all(type(n) is int and 0 <= n < 1 << 40 for n in (*numbers, *plan.memory.values())):
+    # Files of earlier versions do not say whether the predictor drafts: in exact mode, and there alone.
+    drafts = data.get("drafts", data["predictor"] == "low-rank" and given["made_for"].predict == "exact")
+    plan = Plan(**given | {"hot": tuple(data["hot"]), "notes": tuple(data["notes"]), "drafts": drafts})
+    spill = () if plan.spill is None else (plan.spill,)
+    sizes = (*plan.hot, *spill, plan.cold_slots, *plan.memory.values())
+    numbers = (*sizes, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("a number is no whole number of at least 0")
     if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
@@ -129,6 +135,10 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError("unknown predictor or policy")
     if plan.embedding not in ("memory", "drive"):
         raise ValueError("embedding is memory or drive")
-    if type(plan.overlap) is not bool:
-        raise ValueError("overlap is true or false")
+    if type(plan.overlap) is not bool or type(plan.drafts) is not bool:
+        raise ValueError("overlap and drafts are true or false")
+    if plan.drafts and plan.predictor != "low-rank":
+        raise ValueError("only predictor low-rank drafts")
+    if plan.predictor == "low-rank" and plan.made_for.predict == "exact" and not plan.drafts:
+        raise ValueError("made for exact answers, where predictor low-rank only drafts")
     return plan

@@ -18,10 +18,11 @@ _THREAD_BYTES = 1 << 20  # products of 32 neurons for 128 tokens, and lists of t
 
 
 def spill_places(predictor: Predictor, ffn: int) -> int:
-    """Most missing neurons of a layer of `ffn` for which there are places even if few cold slots are free.
+    """Missing neurons of a layer of `ffn` for which there usually are places even if few cold slots are free.
 
     The engine skips further ones where scores are estimates. A layer that misses a quarter of its neurons is slower
-    than one that is read in order, whatever is predicted.
+    than one that is read in order, whatever is predicted; but where that takes more memory than there is, or where
+    little may be lost, a plan has more places.
     """
     return -(-ffn // 4) if predictor in ("low-rank", "sketch") else ffn
 
@@ -41,6 +42,7 @@ class NeuronSizes:
     low_rank_ahead: bool = False  # whether these are given the input of the layer before
     sketch_bytes: int = 0  # low-bit copies of gate and up; 0: none
     stride_without_gate: int = 0  # what is read and held where the gates are in memory already; 0: the same
+    spill: int | None = None  # places for missing neurons of a layer, where scores are estimates; None: as usual
 
     def of(self, predictor: Predictor) -> NeuronSizes:
         """With the stride that neurons have beside this predictor."""
@@ -67,18 +69,29 @@ class NeuronSizes:
         """Whose neurons are in use at a time."""
         return 2 if predictor == "low-rank" and self.low_rank_ahead else 1
 
+    def spill_places(self, predictor: Predictor) -> int:
+        usual = spill_places(predictor, self.ffn)
+        return usual if self.spill is None or usual == self.ffn else self.spill
+
     def most_missing(self, predictor: Predictor, hot: int) -> int:
         """Neurons that the layers at work may miss together, where `hot` of each stay."""
-        return self.layers_at_work(predictor) * min(self.ffn - hot, spill_places(predictor, self.ffn))
+        return self.layers_at_work(predictor) * min(self.ffn - hot, self.spill_places(predictor))
 
-    def spill_bytes(self, predictor: Predictor, hot: int, cold_slots: int) -> int:
-        """Of the missing neurons of a layer that find every cold slot in use, where `hot` of a layer stay.
+    def spilled(self, predictor: Predictor, hot: int, cold_slots: int) -> int:
+        """Missing neurons of a layer that may find every cold slot in use, where `hot` of a layer stay.
 
         The first of the layers at work may have taken all slots.
         """
-        layers = self.layers_at_work(predictor)
         missing = self.most_missing(predictor, hot)
-        return layers * min(missing // layers, max(0, missing - cold_slots)) * self.stride
+        return min(missing // self.layers_at_work(predictor), max(0, missing - cold_slots))
+
+    def spill_bytes(self, predictor: Predictor, hot: int, cold_slots: int) -> int:
+        return self.layers_at_work(predictor) * self.spilled(predictor, hot, cold_slots) * self.stride
+
+    def places(self, predictor: Predictor, hot: int, cold_slots: int) -> int:
+        """Neurons beyond the hot ones that each of the layers at work can have in memory at a time, for sure."""
+        spilled = self.spilled(predictor, hot, cold_slots)
+        return max(spilled, (cold_slots + spilled) // self.layers_at_work(predictor))
 
     def overhead_bytes(self, step_tokens: int, threads: int) -> int:
         """Everything but the neurons in memory and the predictor: tables, and buffers of prompts."""

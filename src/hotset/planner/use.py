@@ -25,11 +25,13 @@ class Finds:
     """What a predictor makes of the active neurons; shares of all neurons.
 
     repeats: misses of a cache to those that sets of this size with the reuse of active neurons would have.
+    by_layer: the first two of each layer, where that is known; else a layer has as many as it has active ones.
     """
 
     computed: float  # if all are in memory
     wanted: float  # read if none is in memory
     repeats: float = 1.0
+    by_layer: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class NeuronUse:
     missed: Floats  # [n, borders - 1]: share of the neurons between two borders that a token then misses
     skipped: Floats  # [n, borders - 1]: and that it leaves out
     repeats: float
+    layers: Floats  # [2, layers]: neurons computed, and wanted, to those that the shares above give
 
     @property
     def borders(self) -> int:
@@ -94,14 +97,26 @@ class NeuronUse:
 
     def cold(self, border: int, slots: int, reach: Reach = _ALONE) -> Cold:
         """Under LRU with `slots` for all neurons beyond a border."""
-        missed, skipped = self._at(border, slots)
+        missed, skipped = (shares[border:] for shares in self._at(border, slots))
         sizes = self.sizes[border:]
         requests, span = reach.requests(missed)
         counts = missed * sizes
         return Cold(float(counts.sum()), float(skipped @ sizes), float(requests @ counts), float(span @ counts))
 
+    def in_use(self, hot: NDArray[np.int64], slots: int) -> Floats:
+        """[layers]: neurons of a token beyond the hot ones [layers] that are read or in cold slots."""
+        beyond = np.diff(np.maximum(self.hot, hot), axis=0)
+        border = self.border(int(hot.sum()))
+        if slots < self.least_slots(border):
+            found = self.layers[1] * (self.missed[0] @ beyond)
+        else:
+            found = self.layers[0] * ((self.computed - self._at(border, slots)[1]) @ beyond)
+        used: Floats = np.minimum(found, self.hot[-1] - hot)
+        return used
+
     def _at(self, border: int, slots: int) -> tuple[Floats, Floats]:
-        held, missed, skipped = self.held[:, border], self.missed[:, border:], self.skipped[:, border:]
+        """(missed, skipped) shares of the neurons between any two borders, where those beyond one share the slots."""
+        held, missed, skipped = self.held[:, border], self.missed, self.skipped
         if slots < self.least_slots(border):
             return missed[0], skipped[0]
         if slots >= held[-1]:
@@ -133,8 +148,17 @@ def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None) -> Neuro
     computed, wanted = (active if finds is None else _shifted(active, sizes, s) for s in _both(finds))
     held, missed, skipped = _cached(windows, computed, wanted)
     beyond = np.concatenate([np.cumsum((held * sizes)[:, ::-1], axis=1)[:, ::-1], np.zeros((len(held), 1))], axis=1)
-    repeats = 1.0 if finds is None else finds.repeats
-    return NeuronUse(hot, sizes, computed[0], np.maximum.accumulate(beyond), missed, skipped, repeats)
+    given = finds or Finds(0.0, 0.0)
+    layers = _of_layers(given, ffn, np.array([computed[0], wanted[0]]) @ np.diff(hot, axis=0))
+    return NeuronUse(hot, sizes, computed[0], np.maximum.accumulate(beyond), missed, skipped, given.repeats, layers)
+
+
+def _of_layers(finds: Finds, ffn: int, expected: Floats) -> Floats:
+    """[2, layers]: neurons that a predictor has computed and read, to those expected."""
+    if not finds.by_layer:
+        return np.ones_like(expected)
+    known: Floats = ffn * np.array(finds.by_layer).T
+    return known / np.maximum(expected, 1e-3 * ffn)
 
 
 def _both(finds: Finds | None) -> tuple[float, float]:

@@ -242,7 +242,9 @@ def _opened(variant: Variant, store: Path, threads: int | None) -> Iterator[LLM]
     """The model as the variant runs it. Raises UsageError if nothing would be predicted."""
     from hotset.llm import LLM
 
-    with LLM(store, predict="auto" if variant.predicted else "exact", threads=threads) as llm:
+    with LLM(
+        store, predict="auto" if variant.predicted else "exact", threads=threads, draft=not variant.predicted
+    ) as llm:
         if not variant.predicted or (llm.plan is not None and llm.plan.predictor in _GUESSES):
             yield llm
             return

@@ -6,7 +6,7 @@ profile, rates from the host's probe, memory from the system.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from hotset.formats.store import Store
 from hotset.loader import Predict
 from hotset.models import Model
 from hotset.planner import plan as planner
-from hotset.planner.drafting import or_drafted
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import Embedding, MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import PIECE_NEURONS, Predictor
+from hotset.planner.sizes import PIECE_NEURONS
+from hotset.tools.plan_choice import Choice, Choices
+from hotset.tools.plan_given import given_plan
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
-from hotset.tools.plan_loss import Giving, Losses, Place
 from hotset.tools.plan_profile import profiled
 from hotset.tools.plan_settings import checked
 from hotset.tools.plan_sizes import embedding_buffers, embedding_bytes, neuron_sizes, read_per_token, resident_bytes
@@ -46,7 +46,7 @@ class Wishes:
     threads: int | None = None
     predict: Predict = "exact"
     loss: float | None = None  # of perplexity, relative, that predictors may cost; None: as they were calibrated
-    draft: bool = True  # where exact: trained predictors may draft what is then verified
+    draft: bool = True  # trained predictors may draft what is then verified, for exact answers
 
     def __post_init__(self) -> None:
         if self.predict not in ("exact", "auto"):
@@ -62,14 +62,13 @@ class Wishes:
 def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = None) -> Plan:
     """The plan of a packed store: from `file`, from the cache, or a new one, which the cache then keeps.
 
-    Raises: MemoryBudgetError naming the least budget that works; UsageError if `file` was made for something else.
+    Raises: MemoryBudgetError naming the least budget that works, or what `file` takes; UsageError if that was made for
+        something else.
     """
     wanted = made_for(store, wishes.memory, wishes.kv, wishes.predict)
     if file is not None:
-        plan = read_plan(file)
-        plan.check(wanted, str(file))
-        _check_agrees(plan, wishes)
-        return plan
+        asked = {"context": wishes.context, "threads": wishes.threads, "kv_tokens": wishes.kv_tokens}
+        return given_plan(file, store, model, wanted, wishes.kv, asked)
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
     cached = plan_path(
@@ -122,8 +121,8 @@ class _Planning:
         fixed = self.resident + self._overhead(allotment.max_step_tokens)
         room = self._room(fixed, allotment)
         host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
-        placement, giving = self._placed(host, room)
-        energy = giving.energy if giving and placement.predictor == "low-rank" else None
+        choice = self._choice(host, room)
+        placement = choice.placement
         self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
@@ -140,29 +139,29 @@ class _Planning:
             prefill_chunk=allotment.max_step_tokens,
             memory=self._memory(placement, allotment),
             loss=self.wishes.loss,
-            energy=energy,
+            energy=choice.energy,
+            drafts=choice.drafts,
+            spill=placement.spill,
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
 
-    def _predictors(self) -> list[Predictor]:
-        """Those that give what was asked for, best guess first."""
-        if "predictor" in self.given:
-            return [self.given["predictor"]]
-        low_rank = self.sizes.low_rank_bytes if self.wishes.predict == "auto" else 0
-        has: dict[Predictor, int] = {
-            "low-rank": low_rank,
-            "sketch": self.sizes.sketch_bytes,
-            "gate": self.sizes.gate_bytes,
-        }
-        found = [name for name, size in has.items() if size]
-        # Whoever chooses what stays in memory wants the rest found, not read whole.
-        return found if found and self.given.keys() & {"hot", "cold_slots"} else [*found, "all"]
+    def _choice(self, host: planner.Host, room: int) -> Choice:
+        choices = Choices(self.sizes, room, host, self.profiled, self.trained, self.given)
+        if self.wishes.predict == "exact":
+            return choices.exact(self.wishes.loss)
+        found = choices.within(self.wishes.loss, draft=self._may_draft)
+        self.notes += choices.remarks(found)
+        return found
+
+    @property
+    def _may_draft(self) -> bool:
+        return self.wishes.draft and not self.config.dynamic_rope
 
     def _trained(self) -> Predictors | None:
         """The store's predictors, if they may be used."""
         exact = self.wishes.predict == "exact"
-        if exact and not self.wishes.draft and self.given.get("predictor") != "low-rank":
+        if exact and not self._may_draft and self.given.get("predictor") != "low-rank":
             return None
         try:
             return read_predictors(self.store.path, self.info)
@@ -240,47 +239,6 @@ class _Planning:
             self.config, fixed, self.host, kv=self.wishes.kv, memory=self.wishes.memory, allotment=allotment
         )
 
-    def _placed(self, host: planner.Host, room: int) -> tuple[Placement, Giving | None]:
-        """The fastest placement that gives what was asked for, and what its low-rank predictor gives up."""
-
-        def place(known: Profiled | None, predictors: Sequence[Predictor] = ("low-rank",)) -> Placement:
-            return self._overridden(planner.place(self.sizes, room, predictors, known, host), known, host, room)
-
-        predictors = self._predictors()
-        if self.trained is None:
-            return place(self.profiled, predictors), None
-        losses = Losses(self.trained, self.profiled, self.sizes)
-        if self.wishes.predict == "exact":
-            return self._drafted(place(self.profiled, predictors), losses, place, host, room)
-        giving = losses.within(self.wishes.loss, place)
-        return place(giving.profiled, predictors), giving
-
-    def _overridden(self, placement: Placement, known: Profiled | None, host: planner.Host, room: int) -> Placement:
-        """The placement with what the user chose. Raises MemoryBudgetError if that does not fit."""
-        if not self.given.keys() & {"hot", "cold_slots"}:
-            return placement
-        hot = (self.given["hot"],) * self.sizes.layers if "hot" in self.given else placement.hot
-        if max(hot) > self.sizes.ffn:
-            raise UsageError(f"hot is {max(hot)}; a layer has {self.sizes.ffn} neurons")
-        chosen = replace(placement, hot=hot, cold_slots=self.given.get("cold_slots", placement.cold_slots))
-        if (wanted := sum(chosen.bytes(self.sizes).values())) > room:
-            raise MemoryBudgetError(
-                f"{sum(hot)} hot neurons, {chosen.cold_slots} cold slots and predictor {chosen.predictor} take "
-                f"{wanted} bytes; {room} are left for them: choose fewer, or raise the budget"
-            )
-        return planner.judged(chosen, self.sizes, known, host)
-
-    def _drafted(
-        self, plain: Placement, losses: Losses, place: Place, host: planner.Host, room: int
-    ) -> tuple[Placement, Giving | None]:
-        """The fastest exact placement, with drafts or as it is. What drafts lose is those that do not hold."""
-        chosen, loss = bool(self.given.keys() & {"predictor", "hot", "cold_slots"}), self.wishes.loss
-        found = []
-        for giving in losses.for_drafts() if loss is None else [losses.within(loss, place)]:
-            drafted = or_drafted(plain, self.sizes, room, giving.profiled, host, chosen=chosen, acceptance=giving.holds)
-            found.append((drafted.forecast.tokens_per_s if drafted.forecast else 0.0, drafted, giving))
-        return max(found, key=lambda each: each[0])[1:]
-
     def _memory(self, placement: Placement, allotment: Allotment) -> dict[str, int]:
         tokens, step = allotment.kv_tokens, allotment.max_step_tokens
         scratch, kv = scratch_bytes(self.config, step), kv_bytes(self.config, self.wishes.kv, tokens)
@@ -304,16 +262,3 @@ def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:
         return None
     grown = Host.measure().base - plan.memory["process"]
     return plan if plan.made_for == wanted and grown < RESERVE // 8 and plan.bytes <= memory else None
-
-
-def _check_agrees(plan: Plan, wishes: Wishes) -> None:
-    """A plan from a file decides; what was asked for besides must not say otherwise."""
-    memory = wishes.memory or plan.made_for.memory
-    if memory is not None and plan.bytes > memory:
-        raise MemoryBudgetError(
-            f"the plan takes {plan.bytes >> 20} MiB, the budget is {memory >> 20} MiB; make one with `hotset plan`"
-        )
-    asked = {"context": wishes.context, "threads": wishes.threads, "kv_tokens": wishes.kv_tokens}
-    for name, want in asked.items():
-        if want is not None and want != getattr(plan, name):
-            raise UsageError(f"{name} is {want}, the plan says {getattr(plan, name)}; leave one of them out")

@@ -61,10 +61,27 @@ def storage_remarks(store: Store, rates: Rates | None) -> Iterator[str]:
     kind = file_system(store.path)
     if kind in _IN_MEMORY:
         yield f"{store.path} lies on {kind}, so the whole file is in memory already, beyond any budget; use a drive"
-    elif kind in _REMOTE:
+        return
+    if kind in _REMOTE:
         yield f"{store.path} lies on a network file system ({kind}); copy it to a local drive for speed"
-    elif rates is not None and not rates.direct:
-        yield "this file system has no direct I/O, so reads go through the page cache, which the budget does not hold"
+    if why := _buffered(store, rates):
+        yield f"{why}, so reads go through the page cache, which the budget does not hold"
+
+
+def _buffered(store: Store, rates: Rates | None) -> str:
+    """Why neurons are not read by direct I/O, as options_for() in neuron_file.cc decides; "" if they are."""
+    info = store.neurons
+    if info is None:
+        return ""
+    alignment = _core.direct_alignment(info.path)
+    if alignment <= 1 or (rates is not None and not rates.direct):
+        return "this file system has no direct I/O"
+    if any(place % alignment for place in (info.stride, *info.offsets)):
+        return (
+            f"direct reads of this drive ask for multiples of {alignment} bytes, and neurons lie {info.stride} apart "
+            "(`hotset pack` to this drive makes a store that fits)"
+        )
+    return ""
 
 
 def file_system(path: Path) -> str:

@@ -10,6 +10,7 @@ from hotset.formats.predictors import Predictors
 from hotset.formats.profile import PROFILE_FILE, load_profile
 from hotset.formats.sketch import Sketch
 from hotset.formats.store import Store
+from hotset.formats.thresholds import fetch_energy
 from hotset.models import Model
 from hotset.models.gate import ZERO_BELOW
 from hotset.planner.plan import Profiled
@@ -55,4 +56,6 @@ def giving_up(known: Profiled, trained: Predictors, energy: float) -> Profiled:
 
 def _found(trained: Predictors, energy: float, active: float) -> Finds:
     computed, wanted = trained.candidates(energy) * active, trained.wanted(energy) * active
-    return Finds(min(computed, 1.0), min(wanted, 1.0), _STEADY)
+    fetched = fetch_energy(energy, trained.fetch)
+    by_layer = zip(trained.tables.shares(energy), trained.tables.shares(fetched), strict=True)
+    return Finds(min(computed, 1.0), min(wanted, 1.0), _STEADY, tuple(by_layer))

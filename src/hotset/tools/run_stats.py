@@ -35,7 +35,7 @@ class RunStats:
     p99_s: float
     peak_bytes: int  # most memory so far
     peak_of: str  # "cgroup", page cache included, or "process"
-    mode: str = "exact"  # or "exact, drafted", "predicted within a loss of 1%", "predicted as calibrated"
+    mode: str = "exact"  # LLM.mode
     predictor: str = ""  # of a packed model, as its plan says
     planned_bytes: int = 0  # what that plan takes in all
     neurons: NeuronStats | None = None  # of a packed model
@@ -110,22 +110,12 @@ def run_stats(llm: LLM, completion: Completion) -> RunStats:
         p99_s=stats.latency(0.99),
         peak_bytes=peak,
         peak_of=peak_of,
-        mode=mode(llm),
+        mode=llm.mode,
         predictor=llm.plan.predictor if llm.plan else "",
         planned_bytes=llm.plan.bytes if llm.plan else 0,
         neurons=_neurons(llm, stats, tokens) if stats.neurons and tokens else None,
         drafts=_drafts(stats) if stats.drafted else None,
     )
-
-
-def mode(llm: LLM) -> str:
-    """What becomes of the text: that of computing every neuron, or one within a loss of perplexity."""
-    plan = llm.plan
-    if plan is None or plan.predictor in ("all", "gate"):
-        return "exact"
-    if plan.drafts:
-        return "exact, drafted" if llm.engine.speculator is not None else "exact"
-    return "predicted as calibrated" if plan.loss is None else f"predicted within a loss of {100 * plan.loss:.3g}%"
 
 
 def _drafts(stats: Stats) -> DraftStats:
