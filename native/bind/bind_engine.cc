@@ -136,9 +136,8 @@ void set_ffn_floor(Engine& e, size_t layer, float input, float gate,
   e.set_ffn_floor(layer, {input, gate, std::move(products)});
 }
 
-size_t shrink_cold(const Engine& e, size_t slots) {
-  // The engine owns its FFN and is not const itself; only its accessor is.
-  auto* ffn = const_cast<SparseFfn*>(dynamic_cast<const SparseFfn*>(e.ffn()));
+size_t shrink_cold(Engine& e, size_t slots) {
+  auto* ffn = dynamic_cast<SparseFfn*>(e.ffn());
   return ffn ? ffn->shrink_cold(slots) : 0;
 }
 

@@ -40,7 +40,8 @@ class Engine {
 
   KvCache& kv() { return *kv_; }
   Record& record() { return record_; }
-  const Ffn* ffn() const { return ffn_.get(); }  // null where the weights hold the FFNs
+  Ffn* ffn() { return ffn_.get(); }  // null where the weights hold the FFNs
+  const Ffn* ffn() const { return ffn_.get(); }
   const ModelDesc& desc() const { return desc_; }
   const kernels::Kernels& kernels() const { return k_; }
   size_t threads() const { return pool_->size(); }

@@ -55,6 +55,6 @@ def test_a_thousand_greedy_tokens_under_all_budgets_and_policies(store: Path, tm
     want = decoded(store, tmp_path, draft=False, hot=SHAPE.ffn, cold_slots=0)
     assert len(want) == TOKENS and len(set(want)) > 20
     for hot, slots in BUDGETS.values():
-        for policy in ("clock", "lru", "lfu"):
+        for policy in ("clock", "lru", "lfu", "window"):
             got = decoded(store, tmp_path, draft=True, hot=hot, cold_slots=slots, policy=policy)
             assert got == want, (hot, slots, policy)
