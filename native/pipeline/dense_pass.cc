@@ -47,10 +47,12 @@ void DensePass::begin(const Input& in, bool gate_matrix, ThreadPool& pool, Rows 
   });
 }
 
-void DensePass::add(const Piece& p, const Input& in, ThreadPool& pool, Rows y, model::Record& record) {
+void DensePass::add(const Piece& p, const Input& in, ThreadPool& pool, Rows y, model::Record& record,
+                    const std::function<void()>& meanwhile) {
   {
     const trace::Span span("gate and up");
     pool.parallel_for(p.count, kUnit, [&](size_t begin, size_t end, size_t thread) {
+      if (thread == 0) meanwhile();
       unit(p, begin, end - begin, in, threads_[thread]);
     });
   }

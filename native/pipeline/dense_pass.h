@@ -7,6 +7,7 @@
 // sparse path whose candidates are all neurons, whatever the pieces, the other tokens and the threads.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -31,10 +32,11 @@ class DensePass {
     size_t stride, first, count;
     const model::Matrix* gate;
   };
-  // A layer is begin(), add() for all its neurons in order, end(); then y[t] is its output.
+  // A layer is begin(), add() for all its neurons in order, end(); then y[t] is its output. The calling
+  // thread runs `meanwhile` between its shares of add()'s work.
   void begin(const model::Input& in, bool gate_matrix, ThreadPool& pool, model::Rows y);
-  void add(const Piece& piece, const model::Input& in, ThreadPool& pool, model::Rows y,
-           model::Record& record);
+  void add(const Piece& piece, const model::Input& in, ThreadPool& pool, model::Rows y, model::Record& record,
+           const std::function<void()>& meanwhile);
   void end(size_t rows, ThreadPool& pool, model::Rows y);
   // Neurons of the piece added last, counted from its first, whose product for a token was not zero.
   std::span<const uint16_t> active(size_t token) { return {index(token), active_[token]}; }

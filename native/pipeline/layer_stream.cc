@@ -9,12 +9,14 @@ namespace hotset::pipeline {
 namespace {
 // Near the drive's sequential rate, and small enough that several are in flight for each piece.
 constexpr size_t kReadBytes = size_t{1} << 20;
+// With 4 to 8 of them a drive reads fastest; so many keep it busy for some 2 ms.
+constexpr size_t kInFlight = 6;
 }  // namespace
 
 LayerStream::LayerStream(const NeuronFile& file, std::vector<uint32_t> first, size_t chunk, size_t ring,
                          const io::ReaderOptions& io)
     : file_(file), first_(std::move(first)), chunk_(chunk), io_(options_for(file, io)), ring_(ring) {
-  io_.depth = std::max<size_t>(io.depth, ring * (chunk * file.layout.stride / kReadBytes + 1));
+  io_.depth = kInFlight;
 }
 
 // What comes after the last piece started: the next chunk, else the first cold one of the next layer.
@@ -30,7 +32,8 @@ void LayerStream::restart(size_t layer, size_t first) {
   reader_.reset();  // waits for what is in flight
   reader_ = io::open_reader(file_.path, io_);
   if (memory_.size() == 0) memory_ = Buffer(ring_.size() * chunk_ * file_.layout.stride);
-  head_ = filled_ = 0;
+  head_ = filled_ = in_flight_ = 0;
+  queued_.clear();
   next_layer_ = layer;
   next_first_ = first;
   at_end_ = false;
@@ -43,8 +46,7 @@ void LayerStream::start(size_t index) {
   const size_t bytes = slot.count * file_.layout.stride;
   for (size_t at = 0; at < bytes; at += kReadBytes) {
     const size_t size = std::min(kReadBytes, bytes - at);
-    const io::Read read{file_.position(slot.layer, slot.first) + at, {buffer(index) + at, size}, index};
-    reader_->submit({&read, 1});
+    queued_.push_back({file_.position(slot.layer, slot.first) + at, {buffer(index) + at, size}, index});
     ++slot.pending;
     ++reads_;
   }
@@ -62,18 +64,61 @@ void LayerStream::read_ahead() {
   }
 }
 
+void LayerStream::send() {
+  for (; !queued_.empty() && in_flight_ < kInFlight; ++in_flight_) {
+    reader_->submit({&queued_.front(), 1});
+    queued_.pop_front();
+  }
+}
+
+void LayerStream::take(size_t min_done) {
+  uint64_t tags[kInFlight];
+  const size_t n = reader_->wait({tags, in_flight_}, min_done);
+  for (size_t i = 0; i < n; ++i) --ring_[tags[i]].pending;
+  in_flight_ -= n;
+}
+
 void LayerStream::await(size_t index) {
   const auto begin = std::chrono::steady_clock::now();
-  uint64_t tags[16];
   while (ring_[index].pending > 0) {
-    const size_t n = reader_->wait(tags, 1);
-    for (size_t i = 0; i < n; ++i) --ring_[tags[i]].pending;
+    take(1);
+    send();
   }
   stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-LayerStream::Piece LayerStream::next(size_t layer, size_t first) {
+// After an error every read has ended, and the next call starts over.
+template <class Work>
+void LayerStream::guarded(Work work) {
   try {
+    work();
+  } catch (...) {
+    reader_.reset();
+    filled_ = in_flight_ = 0;
+    queued_.clear();
+    throw;
+  }
+}
+
+void LayerStream::pump() {
+  if (in_flight_ == 0) return;  // then nothing is queued
+  guarded([&] {
+    take(0);
+    send();
+  });
+}
+
+void LayerStream::prepare(size_t layer, size_t first) {
+  if (filled_ > 0 || first >= file_.neurons) return;
+  guarded([&] {
+    restart(layer, first);
+    read_ahead();
+    send();
+  });
+}
+
+LayerStream::Piece LayerStream::next(size_t layer, size_t first) {
+  guarded([&] {
     // The piece handed out last is free now.
     if (filled_ > 0 && !(ring_[head_].layer == layer && ring_[head_].first == first)) {
       head_ = (head_ + 1) % ring_.size();
@@ -81,12 +126,9 @@ LayerStream::Piece LayerStream::next(size_t layer, size_t first) {
     }
     if (filled_ == 0 || ring_[head_].layer != layer || ring_[head_].first != first) restart(layer, first);
     read_ahead();
+    send();
     await(head_);
-  } catch (...) {
-    reader_.reset();
-    filled_ = 0;
-    throw;
-  }
+  });
   const Slot& slot = ring_[head_];
   return {buffer(head_), slot.first, slot.count};
 }

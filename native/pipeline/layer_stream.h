@@ -2,6 +2,7 @@
 // prompt needs, whose many tokens use nearly all neurons.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -11,7 +12,9 @@
 
 namespace hotset::pipeline {
 
-// A ring of buffers that is filled across layer borders, so the drive works during attention too. One thread.
+// A ring of buffers that is filled across layer borders, so the drive works during attention too. Few of its
+// reads are with the drive at a time, which shares its rate among them: what is wanted first comes first, and
+// pump() sends the next. One thread.
 class LayerStream {
  public:
   // first[layer]: neurons before it are in memory and not read. chunk: neurons per piece; ring: pieces in
@@ -27,6 +30,11 @@ class LayerStream {
     size_t first, count;
   };
   Piece next(size_t layer, size_t first);
+  // Starts what next() will be asked for first, unless reads are under way already. Throws IoError.
+  void prepare(size_t layer, size_t first);
+  // Notes what has come and sends what may follow; does not wait. To be called amid other work, every
+  // millisecond or so. Throws IoError.
+  void pump();
   uint64_t bytes_read() const { return bytes_read_; }
   uint64_t reads() const { return reads_; }
   double stall_seconds() const { return stall_seconds_; }
@@ -40,7 +48,11 @@ class LayerStream {
   void restart(size_t layer, size_t first);
   void read_ahead();
   void start(size_t slot);
+  void send();
+  void take(size_t min_done);
   void await(size_t slot);
+  template <class Work>
+  void guarded(Work work);
   bool advance();
   uint8_t* buffer(size_t slot) {
     return memory_.data() + (slot * chunk_ + ring_[slot].first % chunk_) * file_.layout.stride;
@@ -53,6 +65,8 @@ class LayerStream {
   std::unique_ptr<io::Reader> reader_;
   Buffer memory_;
   std::vector<Slot> ring_;
+  std::deque<io::Read> queued_;  // not sent yet; tag: slot
+  size_t in_flight_ = 0;
   size_t head_ = 0, filled_ = 0;            // oldest slot, slots in use
   size_t next_layer_ = 0, next_first_ = 0;  // what is read next
   bool at_end_ = true;

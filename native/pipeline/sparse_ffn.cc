@@ -151,12 +151,15 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
   const size_t hot = cache_.hot(layer), stride = file_.layout.stride;
   const uint8_t* block = cache_.hot_block(layer).data();
   const model::Matrix* gate = gate_known_ ? predictor_->gate(layer) : nullptr;
+  const auto read_on = [&] { stream_.pump(); };
+  stream_.prepare(layer, hot);
   dense_.begin(in, gate_known_, pool, y);
   cache_.begin();
   size_t room = cache_.slots() / file_.layers();  // neurons that may be kept
   for (size_t first = 0; first < hot; first += kPieceNeurons) {
     const size_t count = std::min(kPieceNeurons, hot - first);
-    dense_.add({layer, block + first * held_bytes_, held_bytes_, first, count, gate}, in, pool, y, *record_);
+    dense_.add({layer, block + first * held_bytes_, held_bytes_, first, count, gate}, in, pool, y, *record_,
+               read_on);
   }
   for (size_t first = hot; first < file_.neurons;) {
     const auto read = stream_.next(layer, first);
@@ -168,7 +171,7 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
                        file_.crc32c[layer][first + i]);
       });
     }
-    dense_.add({layer, read.data, stride, first, read.count, gate}, in, pool, y, *record_);
+    dense_.add({layer, read.data, stride, first, read.count, gate}, in, pool, y, *record_, read_on);
     warm(layer, read, in.rows, room);
     first += read.count;
   }
