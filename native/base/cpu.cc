@@ -133,6 +133,18 @@ const CpuFeatures& cpu_features() {
   return features;
 }
 
+bool waits_for_few_lines() {
+#if defined(__x86_64__)
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx) return false;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+  const uint32_t family = (a >> 8 & 0xf) == 0xf ? 0xf + (a >> 20 & 0xff) : a >> 8 & 0xf;
+  return family == 0x19;
+#else
+  return false;
+#endif
+}
+
 std::string cpu_model() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {

@@ -16,7 +16,10 @@ struct CpuFeatures {
   bool neon = false, dotprod = false, i8mm = false, sve = false;
 };
 const CpuFeatures& cpu_features();  // includes the operating system's support for the registers (xgetbv)
-std::string cpu_model();            // "AMD EPYC", ...
+// Whether a core waits for so few lines in L1 (24) that streams are better fetched into L2: Zen 3 and 4
+// (docs/decisions/log.md).
+bool waits_for_few_lines();
+std::string cpu_model();  // "AMD EPYC", ...
 // CPUs of sched_getaffinity, one of each core first, and no more of them than the cgroup's CPU quota (rounded
 // up).
 std::vector<int> allowed_cpus();

@@ -8,6 +8,8 @@
 
 namespace hotset::kernels {
 
+extern const bool kStreamToL2 = waits_for_few_lines();  // generic/prefetch.h
+
 namespace {
 
 // The CMake list of ISA folders decides what is compiled; each defines its own macro.

@@ -12,6 +12,7 @@
 //   dot<U>(weights, a, sums)        sums[u] += codes . a[u * 32 .. + 32), int32 lanes
 #pragma once
 
+#include "kernels/generic/prefetch.h"
 #include "kernels/generic/vec.h"
 #include "kernels/kernels.h"
 
@@ -41,9 +42,8 @@ struct GroupBytes {
 };
 
 template <size_t bytes>
-HOTSET_INLINE void prefetch(const uint8_t* p) {
-#pragma GCC unroll 32
-  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+HOTSET_INLINE void prefetch_stream(const uint8_t* p) {
+  kStreamToL2 ? prefetch<bytes, kL2>(p) : prefetch<bytes, kL1>(p);
 }
 
 // One group of one strip for T tokens, kUnroll at a time: acc[t] += scale * d[t] * (codes . q[t] - zero *
@@ -76,9 +76,9 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
   using V = typename D::V;
   using Bytes = GroupBytes<D>;
   // One token is bound by the stream alone: a block's lines at once, 6 KiB ahead. With more, products lie
-  // between the loads: lines come group by group behind them, 10 KiB ahead. Best on Zen 5
-  // (docs/decisions/log.md).
-  constexpr size_t ahead = T == 1 ? 6144 : 10240;
+  // between the loads: lines come group by group behind them, 10 KiB ahead. Best on Zen 5, but for the 2 KiB
+  // of Zen 4, which fetches into L2 (docs/decisions/log.md).
+  const size_t ahead = T > 1 ? 10240 : kStreamToL2 ? 2048 : 6144;
   typename V::F acc[P][T];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -86,7 +86,7 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
     for (int t = 0; t < T; ++t) acc[p][t] = V::zero();
   }
   for (size_t block = 0; block < col_blocks; ++block, w += Bytes::kBlock) {
-    prefetch<T == 1 ? Bytes::kBlock : Bytes::kCodesStart>(w + ahead);
+    prefetch_stream<T == 1 ? Bytes::kBlock : Bytes::kCodesStart>(w + ahead);
 #pragma GCC unroll 1
     for (int g = 0; g < 2; ++g, x.next_group()) {
       const uint8_t* codes = w + Bytes::kCodesStart + static_cast<size_t>(g) * Bytes::kCodes;
@@ -100,7 +100,7 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
         const typename D::Weights weights = D::load(codes + row * 4);
         group_tokens<D, T>(weights, scale, offset, x, acc[p]);
       }
-      if constexpr (T > 1) prefetch<Bytes::kCodes>(codes + ahead);
+      if constexpr (T > 1) prefetch_stream<Bytes::kCodes>(codes + ahead);
     }
   }
 #pragma GCC unroll 16

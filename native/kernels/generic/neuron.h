@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/generic/elementwise.h"
+#include "kernels/generic/prefetch.h"
 #include "quant/neuron.h"
 
 namespace hotset::kernels::generic {
@@ -40,32 +41,23 @@ HOTSET_INLINE void widen_block(const uint8_t* block, size_t n, uint8_t* wide) {
     __builtin_memcpy(wide + Bytes::kScales + j * kLaneGroups * 4, block + n * 2 + j * n * 4, n * 4);
 }
 
-enum Cache { kL2 = 2, kL1 = 3 };  // localities of __builtin_prefetch
-
-template <class D, Cache kTo>
-HOTSET_INLINE void prefetch_block(const uint8_t* block) {
-#pragma GCC unroll 16
-  for (size_t line = 0; line < VectorBytes<D>::kBlock; line += 64) __builtin_prefetch(block + line, 0, kTo);
-}
-
-// Blocks [begin, end) of sets of kSet vectors, one after another, a last short block spread over 16 lanes.
-// The block kAhead steps away is fetched into L2, the one kNear steps away into L1: the few lines that a
-// core waits for in L1 would not hide DRAM's latency, and what is fetched far ahead is thrown out of L1
-// again, as bundles a multiple of 1 KiB apart compete for few of its sets. Vectors lie anywhere in gigabytes:
-// with several at once several page walks and DRAM rows are under way (docs/decisions/log.md has what was
-// tried).
-template <class D, size_t kSet = 4, size_t kAhead = 10, size_t kNear = 2>
+// Blocks [begin, end) of sets of kSet vectors, one after another, a last short block spread over 16 lanes;
+// those kAhead steps away are fetched, or ten steps away into L2 and two into L1. Vectors lie anywhere in
+// gigabytes: with several at once several page walks and DRAM rows are under way. Best of 1 to 16 vectors and
+// 1 to 16 steps (docs/decisions/log.md): more at once or further ahead is thrown out of L1 again, as bundles
+// a multiple of 1 KiB apart compete for few of its sets.
+template <class D, size_t kSet = 4, size_t kAhead = 6>
 class BlockWalk {
  public:
   HOTSET_INLINE BlockWalk(const uint8_t* const* vectors, size_t n, size_t cols, size_t begin, size_t end)
       : vectors_(vectors), n_(n), count_(cols), begin_(begin), end_(end) {
-    for (size_t i = 0; i < kAhead; ++i) prefetch<kFar>(0, i);
+    for (size_t i = 0; i < ahead(); ++i) to_l2() ? fetch<kL2>(0, i) : fetch<kL1>(0, i);
   }
 
   // Block b of the vectors from `first` on, in at[0..size(first)); fetches what comes.
   HOTSET_INLINE void take(size_t first, size_t b) {
-    prefetch<kFar>(first, b - begin_ + kAhead);
-    if constexpr (kFar == kL2) prefetch<kL1>(first, b - begin_ + kNear);
+    if (to_l2()) fetch<kL2>(first, b - begin_ + ahead());
+    fetch<kL1>(first, b - begin_ + (to_l2() ? kNear : kAhead));
     for (size_t i = 0; i < size(first); ++i) {
       at[i] = vectors_[first + i] + b * VectorBytes<D>::kBlock;
       if (b < count_.whole) continue;
@@ -77,14 +69,16 @@ class BlockWalk {
   const uint8_t* at[kSet];
 
  private:
-  static constexpr Cache kFar = kAhead > kNear ? kL2 : kL1;
+  static constexpr size_t kNear = 2, kAheadToL2 = 10;
+  static bool to_l2() { return kAhead > kNear && kStreamToL2; }
+  static size_t ahead() { return to_l2() ? kAheadToL2 : kAhead; }
   // What is `steps` blocks behind the first one of the vectors from `first` on.
   template <Cache kTo>
-  HOTSET_INLINE void prefetch(size_t first, size_t steps) const {
+  HOTSET_INLINE void fetch(size_t first, size_t steps) const {
     const size_t width = end_ - begin_, b = begin_ + steps % width;
     first += steps / width * kSet;
     for (size_t i = first; i < n_ && i < first + kSet; ++i)
-      prefetch_block<D, kTo>(vectors_[i] + b * VectorBytes<D>::kBlock);
+      prefetch<VectorBytes<D>::kBlock, kTo>(vectors_[i] + b * VectorBytes<D>::kBlock);
   }
   const uint8_t* const* vectors_;
   size_t n_;

@@ -12,7 +12,7 @@ inline constexpr size_t kDotTokens = 16;
 
 // Vectors side by side and blocks fetched ahead of them. With few tokens what comes from memory bounds, with
 // more the activations, which come from L2 once for every set of vectors; measured on a 7B's layers.
-inline constexpr size_t kFewTokens = 12, kFewVectors = 4, kFewAhead = 10, kManyVectors = 32, kManyAhead = 1;
+inline constexpr size_t kFewTokens = 12, kFewVectors = 4, kFewAhead = 6, kManyVectors = 32, kManyAhead = 1;
 inline constexpr size_t kFewPairs = 3;  // of a vector, on average
 
 template <class V, size_t kSet>
