@@ -41,11 +41,6 @@ struct GroupBytes {
   static constexpr size_t kCodesStart = kBlock - 2 * kCodes;
 };
 
-template <size_t bytes>
-HOTSET_INLINE void prefetch_stream(const uint8_t* p) {
-  kStreamToL2 ? prefetch<bytes, kL2>(p) : prefetch<bytes, kL1>(p);
-}
-
 // One group of one strip for T tokens, kUnroll at a time: acc[t] += scale * d[t] * (codes . q[t] - zero *
 // s[t]).
 template <class D, int T, int From = 0>
@@ -70,15 +65,16 @@ HOTSET_INLINE void group_tokens(const typename D::Weights& weights, typename D::
 
 // P strips from row `lane` of the row block at w, T tokens. P > 1 only where one token would leave lines of
 // the weight stream half used: all strips of a row block then read it together.
-template <class D, int P, int T>
+template <class D, int P, int T, Cache kStream>
 void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D> x, float* out,
                   ptrdiff_t ldo) {
   using V = typename D::V;
   using Bytes = GroupBytes<D>;
   // One token is bound by the stream alone: a block's lines at once, 6 KiB ahead. With more, products lie
-  // between the loads: lines come group by group behind them, 10 KiB ahead. Best on Zen 5, but for the 2 KiB
-  // of Zen 4, which fetches into L2 (docs/decisions/log.md).
-  const size_t ahead = T > 1 ? 10240 : kStreamToL2 ? 2048 : 6144;
+  // between the loads: lines come group by group behind them, 10 KiB ahead. Into L2, one token's bytes are
+  // best fetched 2 KiB ahead, its nibbles not at all (docs/decisions/log.md).
+  constexpr Cache kTo = T == 1 && D::kFormat != quant::Format::q8_0 ? kL1 : kStream;
+  constexpr size_t ahead = T > 1 ? 10240 : kTo == kL2 ? 2048 : 6144;
   typename V::F acc[P][T];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -86,7 +82,7 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
     for (int t = 0; t < T; ++t) acc[p][t] = V::zero();
   }
   for (size_t block = 0; block < col_blocks; ++block, w += Bytes::kBlock) {
-    prefetch_stream<T == 1 ? Bytes::kBlock : Bytes::kCodesStart>(w + ahead);
+    prefetch<T == 1 ? Bytes::kBlock : Bytes::kCodesStart, kTo>(w + ahead);
 #pragma GCC unroll 1
     for (int g = 0; g < 2; ++g, x.next_group()) {
       const uint8_t* codes = w + Bytes::kCodesStart + static_cast<size_t>(g) * Bytes::kCodes;
@@ -100,7 +96,7 @@ void quant_strips(const uint8_t* w, size_t lane, size_t col_blocks, TokenSpan<D>
         const typename D::Weights weights = D::load(codes + row * 4);
         group_tokens<D, T>(weights, scale, offset, x, acc[p]);
       }
-      if constexpr (T > 1) prefetch_stream<Bytes::kCodes>(codes + ahead);
+      if constexpr (T > 1) prefetch<Bytes::kCodes, kTo>(codes + ahead);
     }
   }
 #pragma GCC unroll 16
@@ -119,7 +115,10 @@ HOTSET_INLINE void quant_row_block(size_t n, const uint8_t* w, size_t col_blocks
     constexpr int together = T == 1 ? strips : 1;
     for (int p = 0; p < strips; p += together) {
       const size_t lane = static_cast<size_t>(p) * D::V::kLanes;
-      quant_strips<D, together, T>(w, lane, col_blocks, x, out + lane, ldo);
+      if (kStreamToL2)
+        quant_strips<D, together, T, kL2>(w, lane, col_blocks, x, out + lane, ldo);
+      else
+        quant_strips<D, together, T, kL1>(w, lane, col_blocks, x, out + lane, ldo);
     }
   } else if constexpr (T > 1) {
     quant_row_block<D, T - 1>(n, w, col_blocks, x, out, ldo);
