@@ -38,8 +38,16 @@ def newest() -> dict[str, Result]:
             for rows in ("ratios", "series", "bounds"):
                 kept = [row for row in old.get(rows, []) if row["model"] not in models]
                 result[rows] = kept + result.get(rows, [])
+            if any(row["model"] not in models for row in old["ratios"]):
+                result["older"] = [*old.get("older", []), where(old)]
         found[result["what"]] = result
     return found
+
+
+def where(result: Result) -> str:
+    """Of which machine and day a result is."""
+    cpu = result["host"]["cpu"]
+    return f"{cpu['model']}, {cpu['cores']} cores, {result['date'][:10]}: [all samples]({result['file']})"
 
 
 def dense(result: Result) -> str:
@@ -263,9 +271,7 @@ def report() -> Iterator[str]:
     for what, show in SHOW.items():
         if what in found:
             result = found[what]
-            cpu = result["host"]["cpu"]
-            where = f"{cpu['model']}, {cpu['cores']} cores, {result['date'][:10]}"
-            yield f"{show(result)}\n\n{where}: [all samples]({result['file']})"
+            yield f"{show(result)}\n\n" + "; older rows: ".join([where(result), *result.get("older", [])])
 
 
 def main() -> None:
