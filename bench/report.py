@@ -32,14 +32,14 @@ def newest() -> dict[str, Result]:
     dated = [result for result in results if "date" in result]  # a baseline is no result
     found: dict[str, Result] = {}
     for result in sorted(dated, key=lambda r: str(r["date"])):
+        for row in result.get("ratios", []):
+            row["of"] = where(result)
         old = found.get(result["what"])
         if old and "peer" in result and "ratios" in result:
             models = {row["model"] for row in result["ratios"]}
             for rows in ("ratios", "series", "bounds"):
                 kept = [row for row in old.get(rows, []) if row["model"] not in models]
                 result[rows] = kept + result.get(rows, [])
-            if any(row["model"] not in models for row in old["ratios"]):
-                result["older"] = [*old.get("older", []), where(old)]
         found[result["what"]] = result
     return found
 
@@ -271,7 +271,8 @@ def report() -> Iterator[str]:
     for what, show in SHOW.items():
         if what in found:
             result = found[what]
-            yield f"{show(result)}\n\n" + "; older rows: ".join([where(result), *result.get("older", [])])
+            files = dict.fromkeys([where(result), *(row["of"] for row in result.get("ratios", []))])
+            yield f"{show(result)}\n\n" + "; older rows: ".join(files)
 
 
 def main() -> None:
