@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 from sparsify_runs import MODEL, command, corpus, forked
 
 from hotset.cli.main import main
@@ -20,6 +19,7 @@ from hotset.cli.main import main
 pytestmark = pytest.mark.full
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+saved = pytest.importorskip("safetensors.torch")
 
 FIRST = {"ffn_tokens": "1600", "ffn_batch": 25, "zeros": 0.8, "distill": 0.5}
 UP = "mlp.up_proj.weight"
@@ -217,10 +217,10 @@ def test_an_only_update_that_ruins_the_layer_is_found_behind_it(
 def badly_scaled(folder: Path, layer: int) -> Path:
     """The same model, but up of one layer is so small and down so large that any rate is absurd for them."""
     shutil.copytree(MODEL, folder)
-    weights = load_file(MODEL / "model.safetensors")
+    weights = saved.load_file(MODEL / "model.safetensors")
     for name, factor in (("up", 1e-18), ("down", 1e18)):
         weights[f"model.layers.{layer}.mlp.{name}_proj.weight"] *= factor
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    saved.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -233,7 +233,7 @@ def test_layers_before_the_one_that_diverges_are_kept(
     assert "FFN of layer 3/5: its loss is" in said and "; the 2 before it are kept." in said
     assert said.endswith("Go on with a lower --ffn-lr (is 10) and --accept-changes")
     (kept,) = (tmp_path / "run/checkpoints/ffn").glob("step-*2.pt")
-    found, before = torch.load(kept)["model"], load_file(tmp_path / "model/model.safetensors")
+    found, before = torch.load(kept)["model"], saved.load_file(tmp_path / "model/model.safetensors")
     changed = [not torch.equal(found[name], before[name]) for name in (f"model.layers.{i}.{UP}" for i in range(5))]
     assert changed == [True, True, False, False, False]
     assert main([*arguments, "--accept-changes", "--ffn-lr", "1e-30"]) == 0
