@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
+from probed_hosts import RATES as PROBED
 
 from hotset.planner.plan import Host
-from hotset.planner.rates import Rates
 from hotset.planner.sizes import NeuronSizes
 from hotset.planner.statistics import union_counts
 
 TOKENS, NEURONS, ACTIVE = 2000, 1024, 0.1
-RATES = Rates(
-    threads=2,
-    seq_bytes_per_s=4e9,
-    random_reads_per_s={4096: 50_000, 8192: 40_000},
-    best_depth={4096: 64, 8192: 32},
-    cpu_us_per_read={4096: 4.0},
-    memory_bytes_per_s={1: 12e9, 2: 20e9},
-    int8_gmac_per_s={1: 100.0, 2: 200.0},
+RATES = replace(
+    PROBED,
     weight_bytes_per_s={2: 16e9},
     neuron_bytes_per_s={2: 8e9},
     check_bytes_per_s={2: 10e9},

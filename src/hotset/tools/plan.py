@@ -188,7 +188,7 @@ class _Planning:
         return self.sizes.overhead_bytes(step_tokens, self.threads) + self.more_buffers
 
     def _embedding(self) -> Embedding:
-        """On the drive where neurons compete for the memory: a token reads one row of it, some microseconds."""
+        """On the drive where neurons compete for the memory: a token reads one row of it."""
         chosen: Embedding | None = self.given.get("embedding")
         if not embedding_bytes(self.store, self.model):
             if chosen == "drive":
