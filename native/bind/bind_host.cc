@@ -79,6 +79,16 @@ double measure_memory(size_t threads, size_t megabytes, double seconds) {
   return memory_bandwidth(threads, megabytes << 20, seconds);
 }
 
+nb::dict as_dict(const io::DriveRate& rate) {
+  nb::dict d;
+  d["bytes_per_s"] = rate.bytes_per_s;
+  d["reads_per_s"] = rate.reads_per_s;
+  d["cpu_us_per_read"] = rate.cpu_us_per_read;
+  d["direct"] = rate.direct ? 1.0 : 0.0;
+  d["work_share"] = rate.work_share;
+  return d;
+}
+
 nb::dict drive_read(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
                     bool random, double seconds) {
   check_seconds(seconds);
@@ -87,12 +97,18 @@ nb::dict drive_read(const std::string& path, size_t block_bytes, size_t depth, c
     nb::gil_scoped_release release;
     rate = io::measure_drive(path, block_bytes, depth, backend, random, seconds);
   }
-  nb::dict d;
-  d["bytes_per_s"] = rate.bytes_per_s;
-  d["reads_per_s"] = rate.reads_per_s;
-  d["cpu_us_per_read"] = rate.cpu_us_per_read;
-  d["direct"] = rate.direct ? 1.0 : 0.0;
-  return d;
+  return as_dict(rate);
+}
+
+nb::dict busy_drive_read(const std::string& path, size_t block_bytes, size_t depth,
+                         const std::string& backend, size_t threads, double seconds) {
+  check_seconds(seconds);
+  io::DriveRate rate;
+  {
+    nb::gil_scoped_release release;
+    rate = io::measure_busy_drive(path, block_bytes, depth, backend, threads, seconds);
+  }
+  return as_dict(rate);
 }
 
 size_t direct_alignment(const std::string& path) { return io::File(path, true).alignment(); }
@@ -131,6 +147,8 @@ void bind_host(nb::module_& m) {
   m.def("memory_bandwidth", &measure_memory, nb::arg("threads"), nb::arg("megabytes"), nb::arg("seconds"));
   m.def("drive_read", &drive_read, nb::arg("path"), nb::arg("block_bytes"), nb::arg("depth"),
         nb::arg("backend"), nb::arg("random"), nb::arg("seconds"));
+  m.def("busy_drive_read", &busy_drive_read, nb::arg("path"), nb::arg("block_bytes"), nb::arg("depth"),
+        nb::arg("backend"), nb::arg("threads"), nb::arg("seconds"));
   m.def("direct_alignment", &direct_alignment, nb::arg("path"));
   m.def("crc32c", &checksum, nb::arg("data"), nb::arg("crc") = 0);
 }

@@ -2,13 +2,17 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "base/crc32c.h"
 #include "base/error.h"
 #include "base/memory.h"
+#include "base/thread_pool.h"
 #include "io/reader.h"
 
 namespace hotset::io {
@@ -37,43 +41,111 @@ class Blocks {
   std::mt19937_64 rng_{1};  // the same blocks each time
 };
 
-// Keeps the queue full until `seconds` have passed; returns the number of reads that ended.
-size_t run(Reader& reader, size_t block_bytes, Blocks& blocks, double seconds) {
-  using Clock = std::chrono::steady_clock;
-  const size_t depth = reader.depth();
-  const Buffer memory(depth * block_bytes);
-  std::vector<uint64_t> tags(depth);
-  std::iota(tags.begin(), tags.end(), 0);
-  std::vector<Read> batch;
-  const auto deadline = Clock::now() + std::chrono::duration<double>(seconds);
-  size_t ended = 0;
-  for (size_t free = depth; Clock::now() < deadline; ended += free) {
-    batch.clear();
-    for (size_t i = 0; i < free; ++i)
-      batch.push_back(
-          {blocks.next() * block_bytes, {memory.data() + tags[i] * block_bytes, block_bytes}, tags[i]});
-    reader.submit(batch);
-    free = reader.wait(tags, 1);
-  }
-  return ended;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
 }
+
+// Keeps the queue of a reader full.
+class Queue {
+ public:
+  Queue(std::unique_ptr<Reader> reader, size_t block_bytes, bool random)
+      : block_bytes_(block_bytes),
+        blocks_(reader->file_bytes() / block_bytes, random),
+        memory_(reader->depth() * block_bytes),
+        tags_(reader->depth()),
+        free_(reader->depth()),
+        reader_(std::move(reader)) {
+    std::iota(tags_.begin(), tags_.end(), 0);
+  }
+
+  // Sends a read for each place that is free, then takes at least so many that have ended.
+  void turn(size_t min_done) {
+    batch_.clear();
+    for (size_t i = 0; i < free_; ++i)
+      batch_.push_back({blocks_.next() * block_bytes_,
+                        {memory_.data() + tags_[i] * block_bytes_, block_bytes_},
+                        tags_[i]});
+    reader_->submit(batch_);
+    free_ = reader_->wait(tags_, min_done);
+    ended_ += free_;
+  }
+
+  DriveRate rate(double elapsed, double cpu) const {
+    const auto reads = static_cast<double>(ended_);
+    return {reads * static_cast<double>(block_bytes_) / elapsed, reads / elapsed, 1e6 * cpu / reads,
+            reader_->alignment() > 1};
+  }
+
+ private:
+  size_t block_bytes_;
+  Blocks blocks_;
+  Buffer memory_;
+  std::vector<uint64_t> tags_;  // the first free_ ones: of places without a read
+  size_t free_, ended_ = 0;
+  std::vector<Read> batch_;
+  std::unique_ptr<Reader> reader_;  // after what it reads into: it waits for what is under way
+};
+
+std::unique_ptr<Reader> opened(const std::string& path, size_t block_bytes, size_t depth,
+                               const std::string& backend) {
+  auto reader = open_reader(path, {backend, depth, true, 0});  // each block a request
+  if (block_bytes == 0 || reader->file_bytes() < block_bytes)
+    throw IoError(path + ": file has " + std::to_string(reader->file_bytes()) +
+                  " bytes, wanted at least one block of " + std::to_string(block_bytes));
+  return reader;
+}
+
+// What cores do meanwhile: checksums of data in their own caches, so that it is they alone who set the pace.
+class Work {
+ public:
+  explicit Work(size_t threads) : pool_(threads), memory_(threads * kBytes), sums_(threads * kLine) {}
+
+  // Pieces a second, of all threads together. meanwhile: called by one of them before each of its pieces.
+  template <class Meanwhile>
+  double rate(double seconds, Meanwhile meanwhile) {
+    const auto start = Clock::now();
+    size_t rounds = 0;
+    for (; rounds == 0 || seconds_since(start) < seconds; ++rounds)
+      pool_.parallel_for(kPieces, 1, [&](size_t, size_t, size_t thread) {
+        if (thread == 0) meanwhile();
+        uint32_t& sum = sums_[thread * kLine];
+        sum = crc32c(memory_.data() + thread * kBytes, kBytes, sum);
+      });
+    return static_cast<double>(rounds * kPieces) / seconds_since(start);
+  }
+
+ private:
+  static constexpr size_t kBytes = 256 << 10;  // some 20 us
+  static constexpr size_t kPieces = 64, kLine = 16;
+  ThreadPool pool_;
+  Buffer memory_;
+  std::vector<uint32_t> sums_;
+};
 
 }  // namespace
 
 DriveRate measure_drive(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
                         bool random, double seconds) {
-  using Clock = std::chrono::steady_clock;
-  const auto reader = open_reader(path, {backend, depth, true, 0});  // each block a request
-  if (block_bytes == 0 || reader->file_bytes() < block_bytes)
-    throw IoError(path + ": file has " + std::to_string(reader->file_bytes()) +
-                  " bytes, wanted at least one block of " + std::to_string(block_bytes));
-  Blocks blocks(reader->file_bytes() / block_bytes, random);
+  Queue queue(opened(path, block_bytes, depth, backend), block_bytes, random);
   const double cpu = cpu_seconds();
   const auto start = Clock::now();
-  const auto reads = static_cast<double>(run(*reader, block_bytes, blocks, seconds));
-  const double elapsed = std::chrono::duration<double>(Clock::now() - start).count();
-  return {reads * static_cast<double>(block_bytes) / elapsed, reads / elapsed,
-          1e6 * (cpu_seconds() - cpu) / reads, reader->alignment() > 1};
+  while (seconds_since(start) < seconds) queue.turn(1);
+  return queue.rate(seconds_since(start), cpu_seconds() - cpu);
+}
+
+DriveRate measure_busy_drive(const std::string& path, size_t block_bytes, size_t depth,
+                             const std::string& backend, size_t threads, double seconds) {
+  Queue queue(opened(path, block_bytes, depth, backend), block_bytes, false);
+  Work work(threads);
+  const double alone = work.rate(seconds / 4, [] {});
+  const auto start = Clock::now();
+  const double beside = work.rate(3 * seconds / 4, [&] { queue.turn(0); });
+  DriveRate found =
+      queue.rate(seconds_since(start), 0);  // CPU time of reads cannot be told from that of work
+  found.work_share = std::min(beside / alone, 1.0);
+  return found;
 }
 
 }  // namespace hotset::io

@@ -34,6 +34,14 @@ def drive_read(path: str, block_bytes: int, depth: int, backend: str, random: bo
     Also direct: 1.0, or 0.0 where the file system has no direct I/O and the page cache answered.
     """
 
+def busy_drive_read(
+    path: str, block_bytes: int, depth: int, backend: str, threads: int, seconds: float
+) -> dict[str, float]:
+    """The same in rising order beside `threads` computing threads, one of which sends and takes the reads.
+
+    Also work_share: of the threads' speed without reads.
+    """
+
 def direct_alignment(path: str) -> int:
     """Bytes of which direct reads of an existing file are multiples; 1 where its file system has no direct I/O."""
 

@@ -75,6 +75,21 @@ def test_drive_read(tmp_path: Path, backend: str, random: bool) -> None:
     assert rate["direct"] in {0.0, 1.0}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_drive_read_beside_work(tmp_path: Path, backend: str, threads: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (4 << 20))
+    rate = _core.busy_drive_read(str(path), 1 << 18, 4, backend, threads, 0.1)
+    assert rate["reads_per_s"] > 1
+    assert rate["bytes_per_s"] == pytest.approx((1 << 18) * rate["reads_per_s"])
+    assert 0 < rate["work_share"] <= 1
+    with pytest.raises(UsageError, match="threads"):
+        _core.busy_drive_read(str(path), 1 << 18, 4, backend, 0, 0.1)
+    with pytest.raises(StorageError, match="No such file"):
+        _core.busy_drive_read(str(tmp_path / "none"), 4096, 4, backend, threads, 0.1)
+
+
 def test_drive_read_refuses(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 5000)

@@ -32,7 +32,10 @@ DATA = Path(hotset.__file__).parent / "data"
 MIB = 1 << 20
 ROOM = 12 * MIB // 5  # of 7.5 MiB that all neurons take
 # Random reads so slow beside reads in order that one pass over all neurons costs no more than a few tokens' misses.
-ORDERED = Rates(2, 1e9, {4096: 2e3}, {4096: 64}, {4096: 3.0}, {2: 80e9}, {2: 600.0})
+ORDERED = Rates(
+    2, 0.05e9, {4096: 2e3}, {4096: 64}, {4096: 3.0}, {2: 80e9}, {2: 600.0},
+    busy_seq_bytes_per_s={2: 0.04e9}, busy_work_share={2: 0.9},
+)  # fmt: skip
 RANDOM = replace(ORDERED, seq_bytes_per_s=1e8, random_reads_per_s={4096: 200e3})
 
 

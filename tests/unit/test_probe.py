@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +20,7 @@ from hotset.errors import FormatError, StorageError
 from hotset.planner.rates import Rates, load_rates, rates_from_json
 from hotset.tools import probe as tool
 from hotset.tools import probe_drive, probe_neurons
+from hotset.tools.neighbours import disturbed
 from hotset.tools.probe_drive import MIB, DriveGrid, DriveSample
 from hotset.tools.probe_kernels import check_bytes_per_s, int8_gmac_per_s, thread_counts
 
@@ -28,6 +35,8 @@ RATES = Rates(
     weight_bytes_per_s={2: 20e9},
     neuron_bytes_per_s={1: 7e9},
     check_bytes_per_s={1: 15e9},
+    busy_seq_bytes_per_s={1: 2.5e9, 2: 2e9},
+    busy_work_share={1: 0.9, 2: 0.8},
     cache_bytes=1 << 20,
 )
 SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.005, 2, 4 * MIB)
@@ -68,6 +77,21 @@ def test_what_so_many_reads_take() -> None:
     assert RATES.read_cpu_s(10, 10 * 90_000) == pytest.approx(60e-6)
 
 
+@pytest.mark.parametrize(("read", "work"), [(3e9, 0.1), (3e9, 0.5), (3e9, 2.0), (0, 1.0), (1e9, 0)])
+def test_reads_in_order_beside_work(read: float, work: float) -> None:
+    """Step by step: both at their shared pace, then what is left at its own."""
+    step, seconds, left_read, left_work = 1e-4, 0.0, read, work
+    while left_read > 0 or left_work > 0:
+        both = left_read > 0 and left_work > 0
+        left_read -= step * (2e9 if both else 3e9)
+        left_work -= step * (0.8 if both else 1.0)
+        seconds += step
+    assert RATES.in_order_seconds(read, work, 2) == pytest.approx(seconds, abs=3 * step)
+    assert replace(RATES, busy_seq_bytes_per_s={}, busy_work_share={}).in_order_seconds(read, work, 2) == max(
+        read / 3e9, work
+    )
+
+
 def test_rates_by_threads() -> None:
     assert [RATES.memory_rate(n) for n in (1, 2, 4, 9)] == [10e9, 10e9, 30e9, 30e9]
     assert [RATES.gmac_rate(n) for n in (1, 2, 3)] == [100, 190, 190]
@@ -79,7 +103,7 @@ def test_rates_by_threads() -> None:
 
 def test_rates_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
-    path.write_text(json.dumps({"format_version": 2, "rates": RATES.as_json()}))
+    path.write_text(json.dumps({"format_version": 3, "rates": RATES.as_json()}))
     assert load_rates(path) == RATES
     old = replace(RATES, neuron_bytes_per_s={})
     assert rates_from_json(old.as_json(), "here") == old
@@ -118,6 +142,8 @@ TABLE = {
     "weight_bytes_per_s": {1: [3.0, 4.0, 9.0]},
     "neuron_bytes_per_s": {1: [2.0]},
     "check_bytes_per_s": {1: [5.0, 6.0]},
+    "busy_seq_bytes_per_s": {1: [2.0, 1.0, 3.0]},
+    "busy_work_share": {1: [0.9, 0.8, 1.0]},
 }
 
 
@@ -138,6 +164,7 @@ def test_summary_takes_the_best() -> None:
     assert (rates.memory_bytes_per_s, rates.int8_gmac_per_s) == ({1: 9.0, 2: 6.0}, {1: 9.0})
     engine = (rates.weight_bytes_per_s, rates.neuron_bytes_per_s, rates.check_bytes_per_s)
     assert engine == ({1: 4.0}, {1: 2.0}, {1: 5.5}), "medians"
+    assert (rates.busy_seq_bytes_per_s, rates.busy_work_share) == ({1: 2.0}, {1: 0.9}), "medians"
     assert rates.cache_bytes == 77
 
 
@@ -257,12 +284,55 @@ def test_measured_once(quick: Path) -> None:
     assert not tool.probe(quick).fresh
 
 
-@pytest.mark.parametrize(("load", "busy"), [(0.0, False), (0.4, False), (1e3, True)])
-def test_a_busy_host_is_told(quick: Path, monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+@pytest.mark.parametrize(("share", "busy"), [(0.0, False), (0.08, False), (0.6, True)])
+def test_a_busy_host_is_told(quick: Path, monkeypatch: pytest.MonkeyPatch, share: float, busy: bool) -> None:
+    def others(threads: int, work: Callable[[], object]) -> float:
+        work()
+        return share
+
+    monkeypatch.setattr(tool, "disturbed", others)
     for found in (tool.probe(quick), tool.probe(quick)):
         assert (found.busy is not None) == busy
-        assert not busy or "--refresh" in str(found.busy)
+        assert not busy or re.search("60%.*--refresh", str(found.busy))
+
+
+def test_the_least_disturbed_sample_counts(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other sample is taken beside something else, which halves the rate."""
+    calls: list[bool] = []
+
+    def others(threads: int, work: Callable[[], object]) -> float:
+        calls.append(len(calls) % 2 == 0)
+        work()
+        return 0.5 if calls[-1] else 0.0
+
+    monkeypatch.setattr(tool, "disturbed", others)
+    rate = lambda threads, seconds: 1e9 if calls[-1] else 2e9  # noqa: E731
+    monkeypatch.setattr("hotset.tools.probe_kernels.check_bytes_per_s", rate)
+    found = tool.probe(quick)
+    assert set(found.rates.check_bytes_per_s.values()) == {2e9}
+    assert found.busy is None
+
+
+def test_what_others_take_is_seen() -> None:
+    """Processes that compute on every CPU take about half of each thread's time."""
+    cpus = len(os.sched_getaffinity(0))
+    if cpus != os.cpu_count():
+        pytest.skip("not all CPUs are this process's")
+    burn = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(burn) for _ in range(cpus)]
+
+    def work() -> None:
+        end = time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            pass
+
+    try:
+        assert disturbed(cpus, work) > 0.2
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert 0 <= disturbed(1, work) <= 1
 
 
 def test_another_host_measures_again(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,11 @@ def _lines(found: Probe) -> list[str]:
     lines = [f"measured     {when} ({record['mode']}, on {record['file_system']['kind']})"]
     cached = "" if rates.direct else ", no direct I/O here: this is the page cache"
     lines.append(f"drive        {rates.seq_bytes_per_s / 1e9:.2f} GB/s in order, {rates.backend}{cached}")
+    for threads, rate in rates.busy_seq_bytes_per_s.items():
+        lines.append(
+            f"             {rate / 1e9:.2f} GB/s in order beside {threads} computing thread(s), which keep "
+            f"{rates.busy_work_share[threads]:.0%} of their speed"
+        )
     for block, reads in rates.random_reads_per_s.items():
         depth = rates.best_depth[block]
         lines.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,8 +14,6 @@ from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 # model with a random head, whose likeliest tokens are hardly likelier than others, is 0.67 to 0.84, by text
 # and budget.
 ASSUMED_ACCEPTANCE = 0.8
-# A drive reads more slowly while cores check and use what it has read: 3.7 instead of 4.2 GB/s.
-_BUSY = 1.12
 _MOST = 64  # drafts of a round, as hotset.engine.draft_length
 _PIECE_BYTES = 1 << 20  # of one read, kReadBytes of layer_stream.cc
 # Share of drafted tokens that hold, by the share of their neurons that are not in memory.
@@ -32,12 +29,13 @@ class Pass:
     row_s: float
     drive_bytes: float
     memory_bytes: float
-    reading_s: float  # the drive's in fact
     once_s: float  # of the cores in fact, besides what each row takes
+    rates: Rates
+    threads: int
 
     def seconds(self, rows: float) -> float:
-        """Layers are read ahead of the compute; how much of the shorter one hides: model_cost.py."""
-        return math.hypot(self.reading_s, self.once_s + rows * self.row_s)
+        """Layers are read ahead of the compute."""
+        return self.rates.in_order_seconds(self.drive_bytes, self.once_s + rows * self.row_s, self.threads)
 
 
 def verification(sizes: NeuronSizes, hot: int, demand: Demand, resident_bytes: int, rates: Rates, threads: int) -> Pass:
@@ -56,10 +54,11 @@ def verification(sizes: NeuronSizes, hot: int, demand: Demand, resident_bytes: i
         row_s=macs / rates.gmac_rate(threads) / 1e9,
         drive_bytes=read,
         memory_bytes=first + resident_bytes,
-        reading_s=_BUSY * rates.drive_seconds(read / _PIECE_BYTES, read),
         once_s=resident_bytes / rates.weight_rate(threads)
         + (first + later) / rates.neuron_rate(threads)
         + read / rates.check_rate(threads),
+        rates=rates,
+        threads=threads,
     )
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from hotset.errors import FormatError, StorageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MOST_BYTES = 1 << 20  # of the file; a full probe takes some ten KB
 _LARGE = 1 << 20  # bytes of a read in order, as probed
-_OPTIONAL = ("weight_bytes_per_s", "neuron_bytes_per_s", "check_bytes_per_s")
+_OPTIONAL = (
+    "weight_bytes_per_s", "neuron_bytes_per_s", "check_bytes_per_s", "busy_seq_bytes_per_s", "busy_work_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,9 @@ class Rates:
     weight_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # matrices of 4-bit weights
     neuron_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # 4-bit vectors of neurons that lie apart
     check_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # checksums of what was read
+    # Reads in order beside so many computing threads, one of which sends and takes them; what is left of their speed.
+    busy_seq_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
+    busy_work_share: Mapping[int, float] = field(default_factory=dict)
     cache_bytes: int = 1  # of the last level: what is no larger need not come from memory for every token
 
     def reads_per_s(self, block_bytes: int) -> float:
@@ -83,6 +88,14 @@ class Rates:
             return 0.0
         nearest = min(self.cpu_us_per_read, key=lambda size: abs(size - read_bytes / requests))
         return requests * self.cpu_us_per_read[nearest] * 1e-6
+
+    def in_order_seconds(self, read_bytes: float, work_s: float, threads: int) -> float:
+        """That reads in order take beside `work_s` seconds of computing: both slowed until one of them ends."""
+        together = _at(self.busy_seq_bytes_per_s, threads) if self.busy_seq_bytes_per_s else self.seq_bytes_per_s
+        share = _at(self.busy_work_share, threads) if self.busy_work_share else 1.0
+        shared_s = min(read_bytes / together, work_s / share)
+        left_s = max((read_bytes - shared_s * together) / self.seq_bytes_per_s, work_s - shared_s * share)
+        return shared_s + max(left_s, 0.0)
 
     def memory_rate(self, threads: int) -> float:
         """Bytes/s that `threads` threads stream; the nearest lower number measured, else the least."""

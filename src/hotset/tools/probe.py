@@ -18,6 +18,7 @@ from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, read_json, storage_error
 from hotset.formats.progress import Progress, silent
 from hotset.planner.rates import FORMAT_VERSION, Rates, load_rates
+from hotset.tools.neighbours import ENOUGH, disturbed
 from hotset.tools.resolve import cache_dir
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 Samples = Mapping[int, Sequence[float]]  # by threads
 Table = Mapping[str, Samples]
 _WAYS = 5  # of measuring cores and memory, see _cores
-_BUSY = 0.5  # load for each CPU
+_BUSY_DRIVE = "busy_seq_bytes_per_s", "busy_work_share"
+_AGAIN = 3  # samples in the place of one that others disturbed
 _ABOUT_EQUAL = 0.85  # of the reads/s of the faster back end: as far as repeated measurements differ
 _GOOD_ENOUGH = 0.95  # of the best rate: a deeper queue for less than that only costs memory and latency
 
@@ -47,12 +49,12 @@ class Probe:
     @property
     def busy(self) -> str | None:
         """A remark if so much else ran that the rates are lower than this host's."""
-        load, threads = self.record["load_average"], self.rates.threads
-        if load <= _BUSY * threads:
+        lost = self.record["disturbed"]
+        if lost <= ENOUGH:
             return None
         return (
-            f"other programs kept the host busy when it was measured (load {load:.1f} on {threads} CPUs), so the rates "
-            "are too low: `hotset probe --refresh` when it is idle"
+            f"other programs took {lost:.0%} of the CPU time it was measured with, so the rates are too low: "
+            "`hotset probe --refresh` when the host is idle"
         )
 
 
@@ -93,7 +95,7 @@ def _kept(path: Path, full: bool) -> Probe | None:
     try:
         rates, record = load_rates(path), read_json(path)
         known = Probe(path, rates, record, fresh=False)
-        fine = known.age_seconds >= 0 and record["load_average"] >= 0
+        fine = known.age_seconds >= 0 and record["disturbed"] >= 0
         return known if fine and (record["mode"] == "full" or not full) else None
     except (FormatError, StorageError, KeyError, ValueError, TypeError):
         return None
@@ -106,12 +108,13 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     grid, repeats, seconds = (probe_drive.FULL, 5, 0.4) if full else (probe_drive.QUICK, 3, 0.2)
     found = doctor.host()
     counts = probe_kernels.thread_counts(found.cpu.cores)
-    steps = _Steps(probe_drive.steps(grid) + _WAYS * repeats * len(counts), progress)
-    load = os.getloadavg()[0]
+    steps = _Steps(probe_drive.steps(grid) + (_WAYS + 1) * repeats * len(counts), progress)
     with probe_drive.file_to_read(folder, grid.scratch_bytes) as file:
         read = {"path": str(file), "bytes": file.stat().st_size}
         drive = probe_drive.measure(file, grid, lambda: steps.done("drive"))
-    samples = _cores(folder, counts, repeats, seconds, steps.done)
+        busy = _busy_drive(file, counts, repeats, seconds, lambda: steps.done("drive"))
+    lost: list[float] = []
+    samples = busy | _cores(folder, counts, repeats, seconds, steps.done, lost.append)
     rates = summary(found.cpu.cores, drive, samples, int(str(_core.cpu_info()["l3_bytes"])))
     return {
         "format_version": FORMAT_VERSION,
@@ -121,15 +124,40 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
         "host": doctor.as_json(found),
         "file_system": _file_system(folder),
         "file": read,
-        "load_average": load,
+        "disturbed": round(median(lost), 3),
         "rates": rates.as_json(),
         "drive": [asdict(sample) for sample in drive],
         **samples,
     }
 
 
-def _cores(folder: Path, counts: Sequence[int], repeats: int, seconds: float, done: Callable[[str], None]) -> Table:
-    """Samples of everything but the drive, by name as in Rates and by threads."""
+def _busy_drive(
+    file: Path, counts: Sequence[int], repeats: int, seconds: float, done: Callable[[], None]
+) -> dict[str, dict[int, list[float]]]:
+    """Samples of reads in order beside computing threads, by name as in Rates and by threads."""
+    from hotset.tools import probe_drive
+
+    found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in counts} for name in _BUSY_DRIVE}
+    backend = probe_drive.backends()[-1]
+    for threads in list(counts) * repeats:
+        for name, value in zip(_BUSY_DRIVE, probe_drive.busy_in_order(file, backend, threads, seconds), strict=True):
+            found[name][threads].append(value)
+        done()
+    return found
+
+
+def _cores(
+    folder: Path,
+    counts: Sequence[int],
+    repeats: int,
+    seconds: float,
+    done: Callable[[str], None],
+    lost: Callable[[float], None],
+) -> dict[str, dict[int, list[float]]]:
+    """Samples of everything but the drive, by name as in Rates and by threads.
+
+    lost: told what share of its CPU time others took from each sample, the least disturbed one of up to _AGAIN more.
+    """
     from hotset.tools import doctor, probe_kernels, probe_neurons
 
     with probe_neurons.neuron_model(folder) as model:
@@ -144,9 +172,23 @@ def _cores(folder: Path, counts: Sequence[int], repeats: int, seconds: float, do
         for _ in range(repeats):  # in turn, so that what else the host does falls on all alike
             for name, way in ways.items():
                 for threads in counts:
-                    found[name][threads].append(way(threads, seconds))
+                    rate, disturbance = _least_disturbed(partial(way, threads, seconds), threads)
+                    found[name][threads].append(rate)
+                    lost(disturbance)
                     done(name.partition("_")[0])
     return found
+
+
+def _least_disturbed(measure: Callable[[], float], threads: int) -> tuple[float, float]:
+    """A sample from which others took little CPU time, or the best of a few; what they took."""
+    best = 0.0, 2.0
+    for _ in range(1 + _AGAIN):
+        rates: list[float] = []
+        share = disturbed(threads, lambda: rates.append(measure()))  # noqa: B023 - called at once
+        best = min(best, (rates[0], share), key=lambda sample: sample[1])
+        if share <= ENOUGH:
+            break
+    return best
 
 
 class _Steps:
@@ -188,6 +230,8 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
         weight_bytes_per_s=_each(median, samples["weight_bytes_per_s"]),
         neuron_bytes_per_s=_each(median, samples["neuron_bytes_per_s"]),
         check_bytes_per_s=_each(median, samples["check_bytes_per_s"]),
+        busy_seq_bytes_per_s=_each(median, samples["busy_seq_bytes_per_s"]),
+        busy_work_share=_each(median, samples["busy_work_share"]),
         cache_bytes=max(cache_bytes, 1),
         backend=backend,
         direct=all(s.direct for s in mine),

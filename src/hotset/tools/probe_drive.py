@@ -17,6 +17,7 @@ from hotset.formats.store import WEIGHT_FILES
 
 MIB = 1 << 20
 SEQUENTIAL_BYTES = MIB  # of one read
+STREAM_DEPTH = 6  # of them with the drive while the engine reads layer after layer: kInFlight of layer_stream.cc
 LEAST_FILE = 256 * MIB  # a smaller one may lie in the drive's own cache as a whole
 _FREE_SHARE = 4  # a scratch file takes at most one part in so many of the free space
 
@@ -94,6 +95,15 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
                 for depth in grid.depths
             ]
     return samples
+
+
+def busy_in_order(path: Path, backend: str, threads: int, seconds: float) -> tuple[float, float]:
+    """Bytes/s of reads in order beside `threads` computing threads, and the share of their speed that is left.
+
+    As layer_stream.cc reads. Raises: StorageError.
+    """
+    got = _core.busy_drive_read(str(path), SEQUENTIAL_BYTES, STREAM_DEPTH, backend, threads, seconds)
+    return got["bytes_per_s"], got["work_share"]
 
 
 def steps(grid: DriveGrid) -> int:
