@@ -100,7 +100,7 @@ def predicts(store: Path) -> bool:
 
 def modes(bench: Bench, *, first: bool) -> dict[str, list[str]]:
     """Flags of each engine of ours. first: with what is measured under the first budget alone."""
-    drafted = ["--predict", "exact", "--follow", "greedy"]  # a given text cannot be drafted
+    drafted = ["--predict", "exact", "--follow", "greedy"]
     found = {"exact": drafted}
     if not predicts(bench.store):
         return found

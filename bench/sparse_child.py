@@ -3,7 +3,8 @@
 Decode of a text after a short prompt, one token a step, every step timed and its neurons counted; then prefill of a
 longer text from an empty context. Greedy tokens of a synthetic model may run in a circle, so `--follow text` feeds the
 text's own next token instead of the likeliest one; the logits are computed either way. Where the plan drafts, tokens
-come in rounds: each is counted with the mean of its round. A text that is given cannot be drafted.
+come in rounds: each is counted with the mean of its round. A text that is given cannot be drafted, so the likeliest
+tokens follow there in any case.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ def settings(step: str, store: Store, wishes: Wishes) -> dict[str, Any]:
 
 
 def load(args: argparse.Namespace) -> LLM:
-    draft = args.draft and args.follow == "greedy"
-    options: dict[str, Any] = {"memory": args.memory, "context": args.context, "predict": args.predict, "draft": draft}
+    options: dict[str, Any] = {"memory": args.memory, "context": args.context, "predict": args.predict}
+    options["draft"] = args.draft
     if args.loss is not None:
         options["loss"] = parse_share(args.loss, "--loss")
     if args.step == "planned":
@@ -176,7 +177,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{args.text} has {len(text)} tokens; {wanted} are needed: give a longer --text")
         assert llm.plan is not None
         drafts: Stats | None = None
-        if llm.plan.drafts and args.follow == "greedy":
+        if llm.plan.drafts:
             decoded, drafts = decode_drafted(llm, text[: args.prompt], args.tokens, args.seconds)
         else:
             following = islice(text, args.prompt, None) if args.follow == "text" else None
