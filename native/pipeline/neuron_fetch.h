@@ -32,6 +32,7 @@ class NeuronFetch {
   // valid until the next call. Sends what there is room for, and waits only if none has ended. Empty once all
   // were handed out; the batch is empty then, too. Throws IoError.
   std::span<const uint32_t> arrived(size_t batch);
+  size_t coming(size_t batch) const { return batches_[batch].coming(); }  // neither handed out nor ended
   // Returns when every read of the batch has ended. Throws IoError.
   void wait(size_t batch);
   void abandon();  // ends all reads
@@ -60,8 +61,8 @@ class NeuronFetch {
   std::span<uint8_t> memory_;  // registered
   std::array<Batch, kBatches> batches_;
   std::vector<uint32_t> arrived_;  // what arrived() returned
-  size_t first_ = 0;      // batch that is sent first
-  size_t in_flight_ = 0;  // of both
+  size_t first_ = 0;               // batch that is sent first
+  size_t in_flight_ = 0;           // of both
   uint64_t bytes_read_ = 0, requests_ = 0;
   double stall_seconds_ = 0;
 };

@@ -4,12 +4,12 @@
 // A step of few tokens goes through a layer like this: score the neurons; those worth computing that are in
 // memory form one list, those that are not are read into the cache; gate and up of the list are computed
 // while the reads run (up where the gate is not zero), then those of what has arrived, while the rest still
-// comes; at last down where the product is not zero, all neurons in store order. So every sum has one order, and a result depends neither
-// on what was in memory nor on threads or the drive. A predictor that looks a layer ahead is given the input
-// of the layer before, so that the reads have all of that layer and the attention in between to arrive. Many
-// tokens (a prompt) use nearly all neurons: all are computed, dense, streamed from the drive in file order.
-// Sources: PowerInfer-2 (arXiv:2406.06282), section 4; looking ahead: Deja Vu (arXiv:2310.17157),
-// section 4.3.
+// comes; at last down where the product is not zero, all neurons in store order. So every sum has one order,
+// and a result depends neither on what was in memory nor on threads or the drive. A predictor that looks a
+// layer ahead is given the input of the layer before, so that the reads have all of that layer and the
+// attention in between to arrive. Many tokens (a prompt) use nearly all neurons: all are computed, dense,
+// streamed from the drive in file order. Sources: PowerInfer-2 (arXiv:2406.06282), section 4; looking ahead:
+// Deja Vu (arXiv:2310.17157), section 4.3.
 #pragma once
 
 #include <memory>

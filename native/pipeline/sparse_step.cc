@@ -13,8 +13,9 @@ using quant::Format;
 
 namespace {
 
-constexpr size_t kChunk = 32;  // neurons a thread takes at a time
+constexpr size_t kChunk = 32;    // neurons a thread takes at a time
 constexpr size_t kArrived = 16;  // of those read: few, as the rest comes meanwhile
+constexpr size_t kAlone = 64;  // for which the calling thread wakes no other while the drive wants to be fed
 constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
 
 kernels::Kernels::SumNeurons sums(const kernels::Kernels& k, Format f) {
@@ -160,16 +161,21 @@ void SparseFfn::compute(size_t layer, List& list, size_t rows, ThreadPool& pool)
 }
 
 // Whatever has come, while the rest is on its way. Where the drive is slower than the cores that is a handful
-// at a time, which the calling thread computes alone; only if it has nothing else to do it waits.
+// at a time, which takes no longer than to wake another thread and wait for it; only with nothing else to do
+// the drive is waited for.
 void SparseFfn::compute_arrivals(size_t layer, List& list, size_t rows, ThreadPool& pool) {
   list.products.resize(rows * list.neurons.size());
   for (;;) {
     const auto arrived = fetch_.arrived(turn(layer));
     if (arrived.empty()) return;
     const trace::Span span("gate and up, read");
-    pool.parallel_for(arrived.size(), kArrived, [&](size_t begin, size_t end, size_t thread) {
-      if (thread == 0) fetch_.pump(kMoreReads);
-      compute_arrived(layer, list, arrived.subspan(begin, end - begin), rows, scratch_[thread]);
+    const size_t grain = fetch_.coming(turn(layer)) > 0 ? kAlone : kArrived;
+    pool.parallel_for(arrived.size(), grain, [&](size_t begin, size_t end, size_t thread) {
+      for (size_t i = begin; i < end; i += kArrived) {
+        if (thread == 0) fetch_.pump(kMoreReads);
+        const auto some = arrived.subspan(i, std::min(kArrived, end - i));
+        compute_arrived(layer, list, some, rows, scratch_[thread]);
+      }
     });
   }
 }
@@ -184,15 +190,13 @@ void SparseFfn::compute_arrived(size_t layer, List& list, std::span<const uint32
   check(layer, {neurons, n});
   compute_chunk(layer, {neurons, n}, rows, scratch, products, n);
   for (size_t t = 0; t < rows; ++t)
-    for (size_t i = 0; i < n; ++i)
-      list.products[t * list.neurons.size() + arrived[i]] = products[t * n + i];
+    for (size_t i = 0; i < n; ++i) list.products[t * list.neurons.size() + arrived[i]] = products[t * n + i];
 }
 
 void SparseFfn::check(size_t layer, std::span<const Neuron> neurons) const {
   const trace::Span span("check");
   const auto& sums = gate_known_ ? file_.crc32c_no_gate[layer] : file_.crc32c[layer];
-  for (const Neuron& n : neurons)
-    check_bundle(file_, layer, n.index, n.bundle, used_bytes_, sums[n.index]);
+  for (const Neuron& n : neurons) check_bundle(file_, layer, n.index, n.bundle, used_bytes_, sums[n.index]);
 }
 
 // products[t * ld + i]: f(gate x_t) * h(up x_t) of neuron i.
