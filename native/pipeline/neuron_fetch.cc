@@ -11,6 +11,13 @@ NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions
       io_(options_for(file, std::move(io))),
       reader_(io::open_reader(file.path, io_)) {}
 
+// Keeps the memory for the next layer.
+void NeuronFetch::Batch::clear() {
+  reads.clear();
+  ended.clear();
+  sent = handed_out = 0;
+}
+
 void NeuronFetch::register_memory(std::span<uint8_t> memory) {
   if (memory.empty() || !memory_.empty() || !reader_) return;
   reader_->register_memory(memory);
@@ -28,7 +35,8 @@ void NeuronFetch::add(size_t batch, size_t layer, uint32_t neuron, uint8_t* plac
     if (!memory_.empty()) reader_->register_memory(memory_);
   }
   if (in_flight_ == 0 && batches_[1 - batch].reads.empty()) first_ = batch;
-  batches_[batch].reads.push_back({file_.position(layer, neuron), {place, bytes_}, batch});
+  auto& reads = batches_[batch].reads;
+  reads.push_back({file_.position(layer, neuron), {place, bytes_}, reads.size() * kBatches + batch});
 }
 
 // How many reads of a batch to send next: about `most`, but none that goes with its neighbour as one request
@@ -61,7 +69,8 @@ void NeuronFetch::send(size_t most) {
 void NeuronFetch::take(size_t min_done) {
   std::array<uint64_t, 256> ended;
   const size_t n = reader_->wait({ended.data(), std::min(in_flight_, ended.size())}, min_done);
-  for (size_t i = 0; i < n; ++i) ++batches_[ended[i]].ended;
+  for (size_t i = 0; i < n; ++i)
+    batches_[ended[i] % kBatches].ended.push_back(static_cast<uint32_t>(ended[i] / kBatches));
   in_flight_ -= n;
 }
 
@@ -76,24 +85,42 @@ void NeuronFetch::pump(size_t most) {
   if (room >= std::min(waiting, most)) send(most);
 }
 
-void NeuronFetch::wait(size_t batch) {
+// Returns when no more reads of the batch than `coming` are on their way.
+void NeuronFetch::wait_until(size_t batch, size_t coming) {
   Batch& b = batches_[batch];
-  if (b.ended < b.reads.size()) {
-    const auto start = std::chrono::steady_clock::now();
-    first_ = batch;
-    while (b.ended < b.reads.size()) {
-      send(b.reads.size());
-      take(1);
-    }
-    stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (b.coming() <= coming) return;
+  const auto start = std::chrono::steady_clock::now();
+  first_ = batch;
+  while (b.coming() > coming) {
+    send(b.reads.size());
+    take(1);
   }
-  b = {};
-  first_ = 1 - batch;
+  stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void NeuronFetch::wait(size_t batch) { wait_until(batch, 0); }
+
+std::span<const uint32_t> NeuronFetch::arrived(size_t batch) {
+  Batch& b = batches_[batch];
+  arrived_.clear();
+  if (b.coming() > 0) {
+    first_ = batch;
+    if (in_flight_ > 0) take(0);
+    send(b.reads.size());
+    if (b.ended.empty()) wait_until(batch, b.coming() - 1);
+  }
+  arrived_.swap(b.ended);
+  b.handed_out += arrived_.size();
+  if (arrived_.empty()) {
+    b.clear();
+    first_ = 1 - batch;
+  }
+  return arrived_;
 }
 
 void NeuronFetch::abandon() {
   reader_.reset();  // waits for reads that still write into their places
-  for (Batch& b : batches_) b = {};
+  for (Batch& b : batches_) b.clear();
   in_flight_ = 0;
 }
 

@@ -3,13 +3,13 @@
 //
 // A step of few tokens goes through a layer like this: score the neurons; those worth computing that are in
 // memory form one list, those that are not are read into the cache; gate and up of the list are computed
-// while the reads run (up where the gate is not zero), then those of what has arrived; at last down where the
-// product is not zero, all neurons in store order. So every sum has one order, and a result depends neither
-// on what was in memory nor on threads or the drive. A predictor that looks a layer ahead is given the input
-// of the layer before, so that the reads have all of that layer and the attention in between to arrive. Many
-// tokens (a prompt) use nearly all neurons: all are computed, dense, streamed from the drive in file order.
-// Sources: PowerInfer-2 (arXiv:2406.06282), section 4; looking ahead: Deja Vu (arXiv:2310.17157),
-// section 4.3.
+// while the reads run (up where the gate is not zero), then those of what has arrived, while the rest still
+// comes; at last down where the product is not zero, all neurons in store order. So every sum has one order,
+// and a result depends neither on what was in memory nor on threads or the drive. A predictor that looks a
+// layer ahead is given the input of the layer before, so that the reads have all of that layer and the
+// attention in between to arrive. Many tokens (a prompt) use nearly all neurons: all are computed, dense,
+// streamed from the drive in file order. Sources: PowerInfer-2 (arXiv:2406.06282), section 4; looking ahead:
+// Deja Vu (arXiv:2310.17157), section 4.3.
 #pragma once
 
 #include <memory>
@@ -112,9 +112,12 @@ class SparseFfn : public model::Ffn {
   void drop_unused();
   void abandon();
   void compute(size_t layer, List& list, size_t rows, ThreadPool& pool);
-  void compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows,
-                     Products::Scratch& scratch);
-  void check(size_t layer, const List& list, ThreadPool& pool) const;
+  void compute_arrivals(size_t layer, List& list, size_t rows, ThreadPool& pool);
+  void compute_arrived(size_t layer, List& list, std::span<const uint32_t> arrived, size_t rows,
+                       Products::Scratch& scratch);
+  void compute_chunk(size_t layer, std::span<const Neuron> neurons, size_t rows, Products::Scratch& scratch,
+                     float* products, size_t ld);
+  void check(size_t layer, std::span<const Neuron> neurons) const;
   void record(size_t layer, const List& list, size_t rows);
   void sum_down(const Chosen& c, size_t rows, ThreadPool& pool, model::Rows y);
   void warm(size_t layer, const LayerStream::Piece& piece, size_t rows, size_t& room);

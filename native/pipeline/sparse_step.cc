@@ -13,7 +13,9 @@ using quant::Format;
 
 namespace {
 
-constexpr size_t kChunk = 32;  // neurons a thread takes at a time
+constexpr size_t kChunk = 32;    // neurons a thread takes at a time
+constexpr size_t kArrived = 16;  // of those read: few, as the rest comes meanwhile
+constexpr size_t kAlone = 64;  // for which the calling thread wakes no other while the drive wants to be fed
 constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
 
 kernels::Kernels::SumNeurons sums(const kernels::Kernels& k, Format f) {
@@ -45,13 +47,8 @@ void SparseFfn::step(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
     const trace::Span span("gate and up, in memory");
     compute(layer, c.present, in.rows, pool);
   }
-  fetch_.wait(turn(layer));
-  check(layer, c.coming, pool);
+  compute_arrivals(layer, c.coming, in.rows, pool);
   c.layer = kNoLayer;
-  {
-    const trace::Span span("gate and up, read");
-    compute(layer, c.coming, in.rows, pool);
-  }
   if (record_->activations) {
     record(layer, c.present, in.rows);
     record(layer, c.coming, in.rows);
@@ -158,33 +155,61 @@ void SparseFfn::compute(size_t layer, List& list, size_t rows, ThreadPool& pool)
   fetch_.pump(kFirstReads);
   pool.parallel_for(n, kChunk, [&](size_t begin, size_t end, size_t thread) {
     if (thread == 0) fetch_.pump(kMoreReads);
-    compute_chunk(layer, list, begin, end, rows, scratch_[thread]);
+    compute_chunk(layer, std::span<const Neuron>(list.neurons).subspan(begin, end - begin), rows,
+                  scratch_[thread], list.products.data() + begin, n);
   });
 }
 
-void SparseFfn::check(size_t layer, const List& list, ThreadPool& pool) const {
+// Whatever has come, while the rest is on its way. Where the drive is slower than the cores that is a handful
+// at a time, which takes no longer than to wake another thread and wait for it; only with nothing else to do
+// the drive is waited for.
+void SparseFfn::compute_arrivals(size_t layer, List& list, size_t rows, ThreadPool& pool) {
+  list.products.resize(rows * list.neurons.size());
+  for (;;) {
+    const auto arrived = fetch_.arrived(turn(layer));
+    if (arrived.empty()) return;
+    const trace::Span span("gate and up, read");
+    const size_t grain = fetch_.coming(turn(layer)) > 0 ? kAlone : kArrived;
+    pool.parallel_for(arrived.size(), grain, [&](size_t begin, size_t end, size_t thread) {
+      for (size_t i = begin; i < end; i += kArrived) {
+        if (thread == 0) fetch_.pump(kMoreReads);
+        const auto some = arrived.subspan(i, std::min(kArrived, end - i));
+        compute_arrived(layer, list, some, rows, scratch_[thread]);
+      }
+    });
+  }
+}
+
+// Checked just before, so that they are in the core's cache.
+void SparseFfn::compute_arrived(size_t layer, List& list, std::span<const uint32_t> arrived, size_t rows,
+                                Products::Scratch& scratch) {
+  Neuron neurons[kArrived];
+  float products[kArrived * kMostSparseRows];
+  const size_t n = arrived.size();
+  for (size_t i = 0; i < n; ++i) neurons[i] = list.neurons[arrived[i]];
+  check(layer, {neurons, n});
+  compute_chunk(layer, {neurons, n}, rows, scratch, products, n);
+  for (size_t t = 0; t < rows; ++t)
+    for (size_t i = 0; i < n; ++i) list.products[t * list.neurons.size() + arrived[i]] = products[t * n + i];
+}
+
+void SparseFfn::check(size_t layer, std::span<const Neuron> neurons) const {
   const trace::Span span("check");
   const auto& sums = gate_known_ ? file_.crc32c_no_gate[layer] : file_.crc32c[layer];
-  pool.parallel_for(list.neurons.size(), 64, [&](size_t begin, size_t end, size_t) {
-    for (size_t i = begin; i < end; ++i) {
-      const Neuron& n = list.neurons[i];
-      check_bundle(file_, layer, n.index, n.bundle, used_bytes_, sums[n.index]);
-    }
-  });
+  for (const Neuron& n : neurons) check_bundle(file_, layer, n.index, n.bundle, used_bytes_, sums[n.index]);
 }
 
-// products[t][begin..end): f(gate x_t) * h(up x_t).
-void SparseFfn::compute_chunk(size_t layer, List& list, size_t begin, size_t end, size_t rows,
-                              Products::Scratch& scratch) {
+// products[t * ld + i]: f(gate x_t) * h(up x_t) of neuron i.
+void SparseFfn::compute_chunk(size_t layer, std::span<const Neuron> neurons, size_t rows,
+                              Products::Scratch& scratch, float* products, size_t ld) {
   const uint8_t* bundles[kChunk];
   uint32_t index[kChunk];
-  for (size_t i = begin; i < end; ++i) {
-    bundles[i - begin] = list.neurons[i].bundle;
-    index[i - begin] = list.neurons[i].index;
+  for (size_t i = 0; i < neurons.size(); ++i) {
+    bundles[i] = neurons[i].bundle;
+    index[i] = neurons[i].index;
   }
   const KnownGates known = gate_known_ ? KnownGates{scores_.data, scores_.ld, 0} : KnownGates{};
-  products_.run({layer, bundles, index, end - begin}, lanes_.row(0), rows, known, scratch,
-                list.products.data() + begin, list.neurons.size());
+  products_.run({layer, bundles, index, neurons.size()}, lanes_.row(0), rows, known, scratch, products, ld);
 }
 
 void SparseFfn::record(size_t layer, const List& list, size_t rows) {

@@ -195,14 +195,14 @@ def test_bound_by_hand() -> None:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_forecast_by_hand(ahead: bool) -> None:
-    """Reads hide behind what a layer has in memory, and where a predictor looks ahead behind everything."""
+    """Reads hide behind gate and up of a layer, and where a predictor looks ahead behind everything."""
     sizes = replace(SIZES, low_rank_bytes=1 << 20, low_rank_ahead=ahead)
     demand = Demand(candidates=1000, tried=900, active=800, missed=100, requests=100, read_bytes=716_800)
     rates = replace(RATES, cache_bytes=1)
     found = forecast(sizes, "low-rank", demand, 50_000_000, rates, threads=2)
     first = (50_000_000 + sizes.predictor_bytes("low-rank")) / 16e9 + 3e-9 * sizes.neurons
-    inside = 0.9 * 2700 * 2304 / 8e9 + 100 * 4e-6 / 2
-    after = 0.1 * 2700 * 2304 / 8e9 + 716_800 / 10e9
+    inside = 1900 * 2304 / 8e9 + 716_800 / 10e9 + 100 * 4e-6 / 2
+    after = 800 * 2304 / 8e9
     drive = 100 / RATES.reads_per_s(7168)
     if ahead:
         total = (drive**2 + (first + inside + after) ** 2) ** 0.5

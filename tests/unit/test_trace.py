@@ -113,6 +113,27 @@ def test_without_overlap_nothing_is_computed_while_reads_run(tmp_path: Path) -> 
         _core.SparseOptions([1], 4, predictor="low-rank", ahead=True, overlap=False)
 
 
+def test_what_has_come_is_computed_before_the_rest(tmp_path: Path) -> None:
+    """The back end of faults reads when asked what has come, so that a layer's three requests never come at once."""
+    model = make_sparse_model(tmp_path, tiny_config(True, "relu", "relu", hidden=544, ffn=300), "q4_0")
+    want = run(model.sparse(_core.SparseOptions([300] * 2, 0)), [1, 2, 3], [5, 6, 7])
+    for overlap in (True, False):
+        options = _core.SparseOptions([20] * 2, 300, "clock", backend="fault:slow:1:0", depth=2, overlap=overlap)
+        engine = model.sparse(options, threads=2)
+        with Trace(tmp_path / "t.json"):
+            assert (run(engine, [1, 2, 3], [5, 6, 7]) == want).all()
+        events = events_of(tmp_path / "t.json")
+        spans = spans_of(events, stepper(events))
+        check_nesting(spans)
+        ends = [e["ts"] for e in events if e["ph"] == "e"]
+        for ffn in (s for s in spans if s["name"] == "ffn"):
+            end = ffn["ts"] + ffn["dur"]
+            read = [s for s in spans if s["name"] == "gate and up, read" and ffn["ts"] <= s["ts"] < end]
+            last = max(t for t in ends if t < end)
+            assert (read[0]["ts"] < last) == overlap
+            assert (len(read) > 1) == overlap
+
+
 def test_a_ring_that_nobody_empties_forgets_the_oldest(stories_store: Path, tmp_path: Path) -> None:
     with LLM(stories_store, context=256) as llm, Trace(tmp_path / "t.json"):
         core, seq = llm.core, llm.core.sequence_new()

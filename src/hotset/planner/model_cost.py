@@ -97,12 +97,14 @@ def _seconds(
     """Of a token, as sparse_step.cc takes it.
 
     A predictor that looks ahead has the drive read for the next layer while everything else is done. Otherwise a layer
-    is attended and predicted first, then missing neurons are read while those in memory are computed, at last those
-    that came. Neither of two times that overlap hides wholly behind the other if they are alike: a queue runs dry when
-    the cores are late, cores wait at the end of a layer. The root of the sum of squares is within 8 % of what was
-    measured from 0.2 to 13 times as long for the drive as for the cores (docs/decisions/log.md).
+    is attended and predicted first, then missing neurons are read while gate and up of those in memory and of those
+    that have come are computed, at last down. Neither of two times that overlap hides wholly behind the other if they
+    are alike: a queue runs dry when the cores are late, cores wait at the end of a layer. The root of the sum of
+    squares is within 8 % of what was measured from 0.2 to 13 times as long for the drive as for the cores
+    (docs/decisions/log.md).
     """
     neurons = _vectors(sizes, predictor, demand) * sizes.vector_bytes
+    down = demand.active * sizes.vector_bytes
     cached = min(rates.cache_bytes / (before + neurons), 1.0)
 
     def seconds(count: float, rate: float) -> float:
@@ -110,12 +112,12 @@ def _seconds(
 
     drive = rates.drive_seconds(demand.requests, demand.read_bytes)
     issue = rates.read_cpu_s(demand.requests, demand.read_bytes) / threads
-    present, missed = demand.hit_rate * neurons, (1 - demand.hit_rate) * neurons
-    bundles = rates.neuron_rate(threads)
     choose = 0 if predictor == "all" else _CHOOSE_S * sizes.neurons
     first = seconds(before, rates.weight_rate(threads)) + choose
-    after = seconds(missed, bundles) + demand.missed * sizes.stride / rates.check_rate(threads)
-    inside = seconds(present, bundles) + issue
+    bundles = rates.neuron_rate(threads)
+    check = demand.missed * sizes.stride / rates.check_rate(threads)
+    inside = seconds(neurons - down, bundles) + check + issue
+    after = seconds(down, bundles)
     if sizes.layers_at_work(predictor) > 1:
         return math.hypot(drive, first + inside + after)
     return first + math.hypot(drive, inside) + after
