@@ -78,13 +78,6 @@ struct Vec {
   static I shift_left(I v) {
     return _mm256_slli_epi32(v, kShift);
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return _mm256_srli_epi32(v, kShift);
-  }
-  static I bits(I v, int32_t mask, int32_t set) {
-    return _mm256_or_si256(_mm256_and_si256(v, set_int(mask)), set_int(set));
-  }
   static F as_float(I v) { return _mm256_castsi256_ps(v); }
   static I as_int(F v) { return _mm256_castps_si256(v); }
   struct Words {

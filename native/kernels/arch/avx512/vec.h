@@ -78,13 +78,6 @@ struct Vec {
   static I shift_left(I v) {
     return _mm512_slli_epi32(v, kShift);
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return _mm512_srli_epi32(v, kShift);
-  }
-  static I bits(I v, int32_t mask, int32_t set) {
-    return _mm512_ternarylogic_epi32(v, set_int(mask), set_int(set), 0xea);  // (v & mask) | set
-  }
   static F as_float(I v) { return _mm512_castsi512_ps(v); }
   static I as_int(F v) { return _mm512_castps_si512(v); }
   struct Words {

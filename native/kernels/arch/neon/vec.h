@@ -70,14 +70,6 @@ struct Vec {
   static I shift_left(I v) {
     return vshlq_n_s32(v, kShift);
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(v), kShift));
-  }
-  static I bits(I v, int32_t mask, int32_t set) {
-    return vorrq_s32(vandq_s32(v, set_int(mask)), set_int(set));
-  }
-  static F as_float(I v) { return vreinterpretq_f32_s32(v); }
   static I as_int(F v) { return vreinterpretq_s32_f32(v); }
   struct Words {
     int16x8_t a, b;  // of two neurons: there are no products of pairs

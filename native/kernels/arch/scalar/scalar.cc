@@ -54,12 +54,6 @@ struct Vec {
   static I shift_left(I v) {
     return v << kShift;
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return static_cast<I>(static_cast<uint32_t>(v) >> kShift);
-  }
-  static I bits(I v, int32_t mask, int32_t set) { return (v & mask) | set; }
-  static F as_float(I v) { return std::bit_cast<float>(v); }
   static I as_int(F v) { return std::bit_cast<int32_t>(v); }
   struct Words {
     uint32_t a, b;  // two int16 each
