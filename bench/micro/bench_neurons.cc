@@ -24,6 +24,7 @@
 #include "base/memory.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
+#include "pipeline/down_sums.h"
 #include "pipeline/lane_rows.h"
 #include "quant/neuron.h"
 
@@ -34,6 +35,7 @@ using kernels::Kernels;
 using quant::Format;
 using Clock = std::chrono::steady_clock;
 using Vectors = std::vector<const uint8_t*>;
+using Index = std::vector<uint32_t>;
 
 struct Options {
   std::string isa, json, rows = "1,2,4,8,16,64";
@@ -43,11 +45,13 @@ struct Options {
   double seconds = 0.4;
 };
 
+constexpr size_t kMostSummed = 8;  // tokens
 constexpr size_t kSets = 4;  // lists that take turns, so that no pass finds the last one's in the cache
 constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
 
 struct Lists {
   std::vector<Vectors> layers[kSets];
+  std::vector<std::vector<uint32_t>> index[kSets];  // in their layers
 };
 
 // Random neurons of every layer in store order; bundles are padded to 512 bytes.
@@ -56,7 +60,7 @@ Lists make_lists(const Options& o, const Buffer& memory, size_t stride) {
   std::mt19937 rng(7);
   std::vector<uint32_t> all(of_layer);
   Lists lists;
-  for (auto& set : lists.layers)
+  for (size_t set = 0; set < kSets; ++set)
     for (size_t layer = 0; layer < o.layers; ++layer) {
       for (size_t i = 0; i < of_layer; ++i) all[i] = static_cast<uint32_t>(i);
       std::shuffle(all.begin(), all.end(), rng);
@@ -64,7 +68,8 @@ Lists make_lists(const Options& o, const Buffer& memory, size_t stride) {
       std::sort(all.begin(), all.begin() + static_cast<ptrdiff_t>(n));
       Vectors vectors;
       for (size_t i = 0; i < n; ++i) vectors.push_back(memory.data() + (layer * of_layer + all[i]) * stride);
-      set.push_back(std::move(vectors));
+      lists.layers[set].push_back(std::move(vectors));
+      lists.index[set].emplace_back(all.begin(), all.begin() + static_cast<ptrdiff_t>(n));
     }
   return lists;
 }
@@ -89,16 +94,18 @@ class Bench {
         vector_(quant::vector_bytes(o.format, o.hidden)),
         stride_((3 * vector_ + 511) / 512 * 512),
         memory_(o.mib << 20),
-        lists_((fill(), make_lists(o, memory_, stride_))) {}
+        lists_((fill(), make_lists(o, memory_, stride_))),
+        sums_(k, o.format, o.hidden) {}
 
   void run(size_t threads, const std::vector<size_t>& rows) {
     bandwidth_ = memory_bandwidth(threads, size_t{1} << 30, 0.5);
     std::printf("%zu threads, memory %.1f GB/s\n", threads, bandwidth_ * 1e-9);
     lines.push_back({"memory", "dram", threads, 1, bandwidth_, 1, 0});
     ThreadPool pool(threads);
-    dram("gather", pool, 0, [&](const Vectors& v) { gather(v, pool); });
+    dram("gather", pool, 0, [&](const Vectors& v, const Index&) { gather(v, pool); });
     for (const size_t r : rows) dots(r, pool);
-    dram("sum", pool, 1, [&](const Vectors& v) { sum(v, pool); });
+    for (const size_t r : rows)
+      if (r <= kMostSummed) sums(r, pool);
     if (threads == 1) cache(rows);
   }
   std::vector<Line> lines;
@@ -120,17 +127,18 @@ class Bench {
 
   // The median of passes over all layers.
   void dram(const char* name, ThreadPool& pool, size_t rows,
-            const std::function<void(const Vectors&)>& layer) {
+            const std::function<void(const Vectors&, const Index&)>& layer, double share = 1) {
     std::vector<double> times;
     size_t set = 0;
     for (double all = 0; all < o_.seconds || times.size() < 3; all += times.back(), ++set)
       times.push_back(seconds_of([&] {
-        for (const Vectors& v : lists_.layers[set % kSets]) layer(v);
+        for (size_t l = 0; l < o_.layers; ++l)
+          layer(lists_.layers[set % kSets][l], lists_.index[set % kSets][l]);
       }));
     std::nth_element(times.begin(), times.begin() + static_cast<ptrdiff_t>(times.size() / 2), times.end());
     const double n = static_cast<double>(lists_.layers[0][0].size() * o_.layers);
     const double rate = n * static_cast<double>(vector_) / times[times.size() / 2];
-    const double macs = n * static_cast<double>(o_.hidden * rows) / times[times.size() / 2];
+    const double macs = n * share * static_cast<double>(o_.hidden * rows) / times[times.size() / 2];
     print({name, "dram", pool.size(), rows, rate, rate / bandwidth_, macs});
   }
 
@@ -155,27 +163,27 @@ class Bench {
     return lanes;
   }
   auto dot_kernel() const { return o_.format == Format::q4_0 ? k_.dot_neurons_q4_0 : k_.dot_neurons_q8_0; }
-  auto sum_kernel() const { return o_.format == Format::q4_0 ? k_.sum_neurons_q4_0 : k_.sum_neurons_q8_0; }
-
   void dots(size_t rows, ThreadPool& pool) {
     const pipeline::LaneRows lanes = tile(rows);
     std::vector<float> out(o_.neurons * rows);
-    dram("dot", pool, rows, [&](const Vectors& v) {
+    dram("dot", pool, rows, [&](const Vectors& v, const Index&) {
       pool.parallel_for(v.size(), o_.grain, [&](size_t begin, size_t end, size_t) {
         dot_kernel()(v.data() + begin, end - begin, lanes.row(0), rows, out.data() + begin * rows);
       });
     });
   }
 
-  // Threads share the columns, so that every column has one order of neurons.
-  void sum(const Vectors& v, ThreadPool& pool) {
-    const size_t blocks = (o_.hidden + kBlockCols - 1) / kBlockCols;
-    y_.resize(o_.hidden);
-    const std::vector<float> a(v.size(), 0.01f);
-    pool.parallel_for(blocks, (blocks + pool.size() - 1) / pool.size(),
-                      [&](size_t begin, size_t end, size_t) {
-                        sum_kernel()(v.data(), a.data(), v.size(), o_.hidden, begin, end, y_.data());
-                      });
+  // One token adds all neurons; of several each adds a random half.
+  void sums(size_t rows, ThreadPool& pool) {
+    std::vector<float> y(rows * o_.hidden), products(rows * o_.neurons);
+    std::mt19937 rng(11);
+    for (float& p : products) p = rows == 1 || rng() % 2 ? 0.01f : 0.0f;
+    const auto sum = [&](const Vectors& v, const Index& index) {
+      sums_.begin(rows);
+      for (size_t i = 0; i < v.size(); ++i) sums_.add(index[i], v[i], products.data() + i, o_.neurons);
+      sums_.run(pool, {y.data(), o_.hidden});
+    };
+    dram("sum", pool, rows, sum, rows == 1 ? 1 : 0.5);
   }
 
   void cached(const char* name, size_t rows, const std::function<void(const uint8_t* const*, size_t)>& call) {
@@ -199,8 +207,9 @@ class Bench {
              [&](const uint8_t* const* v, size_t n) { dot_kernel()(v, n, lanes.row(0), r, out.data()); });
     }
     const std::vector<float> a(64, 0.01f);
+    const auto add = o_.format == Format::q4_0 ? k_.add_neurons_q4_0 : k_.add_neurons_q8_0;
     cached("sum", 1, [&](const uint8_t* const* v, size_t n) {
-      sum_kernel()(v, a.data(), n, o_.hidden, 0, (o_.hidden + kBlockCols - 1) / kBlockCols, y.data());
+      add({v, a.data(), n}, o_.hidden, 0, (o_.hidden + kBlockCols - 1) / kBlockCols, y.data());
     });
   }
 
@@ -210,7 +219,7 @@ class Bench {
   Buffer memory_;
   Lists lists_;
   double bandwidth_ = 0;
-  std::vector<float> y_;
+  pipeline::DownSums sums_;
   std::atomic<uint64_t> sink_ = 0;
 };
 

@@ -68,9 +68,9 @@ void add_format(std::map<std::string, std::function<void(Work&)>>& all, Format f
     (four ? w.k.dot_pairs_q4_0 : w.k.dot_pairs_q8_0)(w.vectors(f).data(), kNeurons, w.lanes.row(0),
                                                      w.first.data(), w.tokens.data(), w.y.data());
   };
-  all["sum_neurons_" + name] = [=](Work& w) {
-    (four ? w.k.sum_neurons_q4_0 : w.k.sum_neurons_q8_0)(w.vectors(f).data(), w.x.data(), kNeurons, kHidden,
-                                                         0, kBlocks, w.y.data());
+  all["add_neurons_" + name] = [=](Work& w) {
+    (four ? w.k.add_neurons_q4_0 : w.k.add_neurons_q8_0)({w.vectors(f).data(), w.x.data(), kNeurons}, kHidden, 0,
+                                                         kBlocks, w.y.data());
   };
 }
 

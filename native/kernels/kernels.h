@@ -71,6 +71,17 @@ struct AttendState {
   const uint8_t* next = nullptr;  // page that will be read after this call, if known: its head is fetched
 };
 
+// Neurons whose down vectors are added together: those among kSumWindow neighbours in store order that count.
+// What is added next is fetched meanwhile.
+inline constexpr size_t kSumWindow = 512;
+struct SumWindow {
+  const uint8_t* const* vectors;
+  const float* a;
+  size_t n;  // at most kSumWindow; 0 only fetches
+  const uint8_t* const* next = nullptr;
+  size_t n_next = 0;
+};
+
 inline constexpr size_t kMaximaBlock = 64, kWeightsBlock = 1024;  // of logits
 
 struct Kernels {
@@ -124,15 +135,13 @@ struct Kernels {
   using DotPairs = void (*)(const uint8_t* const* vectors, size_t n, const LaneVector& x,
                             const uint32_t* first, const uint16_t* tokens, float* out);
   DotPairs dot_pairs_q4_0, dot_pairs_q8_0;
-  // y[c] = sum over i, in order, of a[i] * vectors[i][c], for the columns of blocks [begin, end) of 512:
-  // columns of down. The result of a column does not depend on begin and end. Writes to `cols` at most.
-  using SumNeurons = void (*)(const uint8_t* const* vectors, const float* a, size_t n, size_t cols,
-                              size_t begin, size_t end, float* y);
-  SumNeurons sum_neurons_q4_0, sum_neurons_q8_0;
-  // The same into running sums [ceil(cols / 32) * 32] in lane order, which start at 0: adding a list piece by
-  // piece gives the bits of sum_neurons() of the whole list. order_sums() then puts blocks [begin, end) into
+  // Adds sums over i of a[i] * vectors[i][c] to running sums [ceil(cols / 32) * 32] in lane order, which
+  // start at 0, for the columns of blocks [begin, end) of 512: columns of down. A window's weights are
+  // rounded to 1/16383 of the largest one in a group, so a result depends on how neurons are cut into
+  // windows, but not on neurons whose weight is 0 nor on begin and end. order_sums() then puts blocks into
   // column order in place, and zeros behind `cols`.
-  SumNeurons add_neurons_q4_0, add_neurons_q8_0;
+  using AddNeurons = void (*)(const SumWindow& window, size_t cols, size_t begin, size_t end, float* sums);
+  AddNeurons add_neurons_q4_0, add_neurons_q8_0;
   void (*order_sums)(size_t cols, size_t begin, size_t end, float* sums);
   // Rows of gate or up of n <= 16 neurons as one packed row block (quant/format.h) of the same format, no
   // value changed.

@@ -51,7 +51,7 @@ void DensePass::add(const Piece& p, const Input& in, ThreadPool& pool, Rows y, m
                     const std::function<void()>& meanwhile) {
   {
     const trace::Span span("gate and up");
-    pool.parallel_for(p.count, kUnit, [&](size_t begin, size_t end, size_t thread) {
+    pool.parallel_for(p.count(), kUnit, [&](size_t begin, size_t end, size_t thread) {
       if (thread == 0) meanwhile();
       unit(p, begin, end - begin, in, threads_[thread]);
     });
@@ -77,7 +77,7 @@ void DensePass::unit(const Piece& p, size_t begin, size_t count, const Input& in
   s.bundles.resize(count);
   s.index.resize(count);
   for (size_t i = 0; i < count; ++i) {
-    s.bundles[i] = p.data + (begin + i) * p.stride;
+    s.bundles[i] = p.bundle(begin + i);
     s.index[i] = static_cast<uint32_t>(p.first + begin + i);
   }
   for (size_t first = 0; first < in.rows; first += kPart) {
@@ -105,10 +105,10 @@ KnownGates DensePass::gate_matrix(const Piece& p, size_t begin, size_t count, co
 // Token t's products that are not zero, and which neurons they are of.
 void DensePass::gather(const Piece& p, size_t t, model::Record& record) {
   float* product = products_.row(t);
-  if (record.activations) record.mark_all(t, p.layer, p.first, product, p.count);
+  if (record.activations) record.mark_all(t, p.layer, p.first, product, p.count());
   uint16_t* neuron = index(t);
   size_t n = 0;
-  for (size_t i = 0; i < p.count; ++i) {
+  for (size_t i = 0; i < p.count(); ++i) {
     product[n] = product[i];
     neuron[n] = static_cast<uint16_t>(i);
     n += product[i] != 0.0f;
@@ -116,15 +116,24 @@ void DensePass::gather(const Piece& p, size_t t, model::Record& record) {
   active_[t] = n;
 }
 
-// Adds the piece's down vectors to the sums of all tokens, columns of blocks [begin, end).
+// Adds the piece's down vectors to the sums of all tokens, columns of blocks [begin, end). Those of the next
+// token are fetched meanwhile: some are none of this one's.
 void DensePass::down(const Piece& p, size_t begin, size_t end, size_t rows, Scratch& s, Rows y) {
   const auto add = file_.layout.format == Format::q4_0 ? k_.add_neurons_q4_0 : k_.add_neurons_q8_0;
-  s.bundles.resize(std::max(s.bundles.size(), p.count));
-  for (size_t t = 0; t < rows; ++t) {
-    for (size_t i = 0; i < active_[t]; ++i)
-      s.bundles[i] = p.data + index(t)[i] * p.stride + file_.layout.down_offset();
-    add(s.bundles.data(), products_.row(t), active_[t], desc_.hidden, begin, end, y.row(t));
+  s.next.clear();
+  for (size_t t = 0; t <= rows; ++t) {
+    std::swap(s.bundles, s.next);
+    if (t < rows) down_vectors(p, t, s.next);
+    if (t == 0) continue;
+    const bool more = t < rows;
+    add({s.bundles.data(), products_.row(t - 1), s.bundles.size(), s.next.data(), more ? s.next.size() : 0},
+        desc_.hidden, begin, end, y.row(t - 1));
   }
+}
+
+void DensePass::down_vectors(const Piece& p, size_t t, std::vector<const uint8_t*>& out) {
+  out.clear();
+  for (const uint16_t i : active(t)) out.push_back(p.bundle(i) + file_.layout.down_offset());
 }
 
 }  // namespace hotset::pipeline

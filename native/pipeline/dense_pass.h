@@ -4,7 +4,8 @@
 // The layer comes in pieces in store order, from memory and from the drive. Gates of a piece are computed for
 // all tokens, up where a gate is not zero, and each token adds the down vectors of its non-zero products to
 // sums that are carried from piece to piece. Nothing is repacked, and a token's result has the bits of the
-// sparse path whose candidates are all neurons, whatever the pieces, the other tokens and the threads.
+// sparse path whose candidates are all neurons, whatever the other tokens and the threads, and whatever is
+// hot.
 #pragma once
 
 #include <functional>
@@ -24,13 +25,23 @@ class DensePass {
   DensePass(const model::ModelDesc& desc, const NeuronFile& file, const kernels::Kernels& k, size_t max_rows,
             size_t max_piece);
 
-  // Neighbouring neurons of a layer in memory, `stride` bytes apart. gate: the layer's gates as a matrix
-  // where bundles are without them, else null.
+  // Neurons side by side in memory, `stride` bytes apart.
+  struct Run {
+    const uint8_t* data = nullptr;
+    size_t stride = 0, count = 0;
+  };
+  // Neighbouring neurons of a layer, in one place or two. All of a layer but the last end at a multiple of
+  // kSumWindow. gate: the layer's gates as a matrix where bundles are without them, else null.
   struct Piece {
-    size_t layer;
-    const uint8_t* data;
-    size_t stride, first, count;
+    size_t layer, first;
     const model::Matrix* gate;
+    Run before, behind;
+
+    size_t count() const { return before.count + behind.count; }
+    const uint8_t* bundle(size_t i) const {
+      return i < before.count ? before.data + i * before.stride
+                              : behind.data + (i - before.count) * behind.stride;
+    }
   };
   // A layer is begin(), add() for all its neurons in order, end(); then y[t] is its output. The calling
   // thread runs `meanwhile` between its shares of add()'s work.
@@ -46,7 +57,7 @@ class DensePass {
   struct Scratch {
     Products::Scratch products;
     std::vector<float> gate;
-    std::vector<const uint8_t*> bundles;
+    std::vector<const uint8_t*> bundles, next;
     std::vector<uint32_t> index;
   };
   void unit(const Piece& p, size_t begin, size_t count, const model::Input& in, Scratch& s);
@@ -54,6 +65,7 @@ class DensePass {
                          size_t tokens, Scratch& s) const;
   void gather(const Piece& p, size_t t, model::Record& record);
   void down(const Piece& p, size_t begin, size_t end, size_t rows, Scratch& s, model::Rows y);
+  void down_vectors(const Piece& p, size_t t, std::vector<const uint8_t*>& out);
   uint16_t* index(size_t t) { return reinterpret_cast<uint16_t*>(index_memory_.data()) + t * max_piece_; }
 
   const model::ModelDesc& desc_;

@@ -102,6 +102,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
       products_(desc_, file_, k_),
       lanes_(kMostSparseRows, desc.hidden),
+      down_(k_, file_.layout.format, desc.hidden),
       dense_(desc_, file_, k_, max_rows, kPieceNeurons) {
   if (file_.layout.hidden != static_cast<size_t>(desc.hidden) ||
       file_.neurons != static_cast<size_t>(desc.ffn))
@@ -156,11 +157,15 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
   dense_.begin(in, gate_known_, pool, y);
   cache_.begin();
   size_t room = cache_.slots() / file_.layers();  // neurons that may be kept
-  for (size_t first = 0; first < hot; first += kPieceNeurons) {
-    const size_t count = std::min(kPieceNeurons, hot - first);
-    dense_.add({layer, block + first * held_bytes_, held_bytes_, first, count, gate}, in, pool, y, *record_,
-               read_on);
+  // Pieces end at multiples of their size, as sums round by such windows: the last hot ones share theirs with
+  // the first cold ones.
+  const size_t last = hot == file_.neurons ? hot : hot / kPieceNeurons * kPieceNeurons;
+  for (size_t first = 0; first < last; first += kPieceNeurons) {
+    const size_t count = std::min(kPieceNeurons, last - first);
+    dense_.add({layer, first, gate, {block + first * held_bytes_, held_bytes_, count}, {}}, in, pool, y,
+               *record_, read_on);
   }
+  DensePass::Run before{block + last * held_bytes_, held_bytes_, hot - last};
   for (size_t first = hot; first < file_.neurons;) {
     const auto read = stream_.next(layer, first);
     {
@@ -171,24 +176,26 @@ void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows 
                        file_.crc32c[layer][first + i]);
       });
     }
-    dense_.add({layer, read.data, stride, first, read.count, gate}, in, pool, y, *record_, read_on);
-    warm(layer, read, in.rows, room);
+    dense_.add({layer, first - before.count, gate, before, {read.data, stride, read.count}}, in, pool, y,
+               *record_, read_on);
+    warm(layer, read, before.count, in.rows, room);
+    before.count = 0;
     first += read.count;
   }
   dense_.end(in.rows, pool, y);
 }
 
 // Keeps what the last tokens used as it streams by, for the tokens that come next; a layer gets its share of
-// slots.
-void SparseFfn::warm(size_t layer, const LayerStream::Piece& piece, size_t rows, size_t& room) {
+// slots. `hot`: neurons in memory that were computed before it as one piece.
+void SparseFfn::warm(size_t layer, const LayerStream::Piece& piece, size_t hot, size_t rows, size_t& room) {
   const trace::Span span("warm");
   for (size_t t = rows - std::min(rows, kWarmRows); t < rows; ++t)
     for (const uint16_t i : dense_.active(t)) {
-      const auto neuron = static_cast<uint32_t>(piece.first + i);
-      if (room == 0 || cache_.find(layer, neuron)) continue;
+      const auto neuron = static_cast<uint32_t>(piece.first + i - hot);
+      if (i < hot || room == 0 || cache_.find(layer, neuron)) continue;
       uint8_t* place = cache_.admit(layer, neuron);
       if (!place) return;
-      std::memcpy(place, piece.data + i * file_.layout.stride, held_bytes_);
+      std::memcpy(place, piece.data + (i - hot) * file_.layout.stride, held_bytes_);
       --room;
     }
 }

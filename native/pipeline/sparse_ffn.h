@@ -21,6 +21,7 @@
 #include "io/reader.h"
 #include "model/ffn.h"
 #include "pipeline/dense_pass.h"
+#include "pipeline/down_sums.h"
 #include "pipeline/lane_rows.h"
 #include "pipeline/layer_stream.h"
 #include "pipeline/neuron_fetch.h"
@@ -75,7 +76,7 @@ class SparseFfn : public model::Ffn {
   size_t slot_bytes() const { return held_bytes_; }
   size_t bytes() const;  // of cache, predictor and buffers
   static constexpr size_t kMostSparseRows = 8;
-  static constexpr size_t kPieceNeurons = 512;  // of a prompt's stream: 3.7 MB at hidden 4096
+  static constexpr size_t kPieceNeurons = kernels::kSumWindow;  // of a prompt's stream: 3.7 MB at hidden 4096
 
  private:
   struct Neuron {
@@ -120,7 +121,7 @@ class SparseFfn : public model::Ffn {
   void check(size_t layer, std::span<const Neuron> neurons) const;
   void record(size_t layer, const List& list, size_t rows);
   void sum_down(const Chosen& c, size_t rows, ThreadPool& pool, model::Rows y);
-  void warm(size_t layer, const LayerStream::Piece& piece, size_t rows, size_t& room);
+  void warm(size_t layer, const LayerStream::Piece& piece, size_t hot, size_t rows, size_t& room);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to);
 
@@ -148,8 +149,7 @@ class SparseFfn : public model::Ffn {
   Chosen chosen_[2];
   std::vector<float> best_;      // [neurons]
   std::vector<uint32_t> worth_;  // [neurons]
-  std::vector<const uint8_t*> down_;
-  std::vector<float> weights_;
+  DownSums down_;
   DensePass dense_;
   model::Record* record_ = nullptr;  // of the running call
   SparseCounters counters_;

@@ -9,18 +9,12 @@ namespace hotset::pipeline {
 
 using model::Input;
 using model::Rows;
-using quant::Format;
 
 namespace {
 
 constexpr size_t kChunk = 32;    // neurons a thread takes at a time
 constexpr size_t kArrived = 16;  // of those read: few, as the rest comes meanwhile
 constexpr size_t kAlone = 64;  // for which the calling thread wakes no other while the drive wants to be fed
-constexpr size_t kBlockCols = quant::kLaneGroups * quant::kGroup;
-
-kernels::Kernels::SumNeurons sums(const kernels::Kernels& k, Format f) {
-  return f == Format::q4_0 ? k.sum_neurons_q4_0 : k.sum_neurons_q8_0;
-}
 
 }  // namespace
 
@@ -218,37 +212,24 @@ void SparseFfn::record(size_t layer, const List& list, size_t rows) {
       if (list.products[t * list.neurons.size() + i] != 0.0f) record_->mark(t, layer, list.neurons[i].index);
 }
 
-// y[t] = sum of products[t][i] * down_i over both lists, merged in store order. Threads share the columns.
+// y[t] = sum of products[t][i] * down_i over both lists, merged in store order.
 void SparseFfn::sum_down(const Chosen& c, size_t rows, ThreadPool& pool, Rows y) {
   const trace::Span span("down");
-  const auto sum = sums(k_, file_.layout.format);
-  const size_t hidden = desc_.hidden, blocks = (hidden + kBlockCols - 1) / kBlockCols;
+  down_.begin(rows);
   const auto &here = c.present.neurons, &come = c.coming.neurons;
-  for (size_t t = 0; t < rows; ++t) {
-    down_.clear();
-    weights_.clear();
-    const auto take = [&](const Neuron& neuron, float product) {
-      if (product == 0.0f) return;
-      down_.push_back(neuron.bundle + file_.layout.down_offset());
-      weights_.push_back(product);
-    };
-    const float *known = c.present.products.data() + t * here.size(),
-                *later = c.coming.products.data() + t * come.size();
-    for (size_t i = 0, j = 0; i < here.size() || j < come.size();) {
-      if (j == come.size() || (i < here.size() && here[i].index < come[j].index)) {
-        take(here[i], known[i]);
-        ++i;
-      } else {
-        take(come[j], later[j]);
-        ++j;
-      }
-    }
-    counters_.active += down_.size();
-    pool.parallel_for(blocks, std::max<size_t>(1, blocks / (2 * pool.size())),
-                      [&](size_t begin, size_t end, size_t) {
-                        sum(down_.data(), weights_.data(), down_.size(), hidden, begin, end, y.row(t));
-                      });
+  const auto add = [&](const List& list, size_t i) {
+    const Neuron& neuron = list.neurons[i];
+    down_.add(neuron.index, neuron.bundle + file_.layout.down_offset(), list.products.data() + i,
+              list.neurons.size());
+  };
+  for (size_t i = 0, j = 0; i < here.size() || j < come.size();) {
+    if (j == come.size() || (i < here.size() && here[i].index < come[j].index))
+      add(c.present, i++);
+    else
+      add(c.coming, j++);
   }
+  counters_.active += down_.active();
+  down_.run(pool, y);
 }
 
 }  // namespace hotset::pipeline

@@ -1,5 +1,8 @@
 // Kernels on vectors of single neurons against sums in double over the decoded weights.
+#include <algorithm>
+
 #include "kernel_cases.h"
+#include "quant/half.h"
 #include "quant/neuron.h"
 
 namespace cases {
@@ -27,6 +30,23 @@ struct Neurons {
       quant::decode_vector(format, bytes.data() + i * size, cols, weights.data() + i * cols);
       vectors.push_back(bytes.data() + i * size);
     }
+  }
+  size_t padded() const { return (cols + 31) / 32 * 32; }
+  // As quant/neuron.h lays them out.
+  size_t lanes(size_t c) const { return std::min<size_t>(16, (cols + 31) / 32 - c / 512 * 16); }
+  const uint8_t* block(size_t i, size_t c) const {
+    return vectors[i] + quant::vector_bytes(format, c / 512 * 512);
+  }
+  float scale(size_t i, size_t c) const {
+    uint16_t bits;
+    std::memcpy(&bits, block(i, c) + c % 512 / 32 * 2, 2);
+    return quant::f16_to_f32(bits);
+  }
+  int code(size_t i, size_t c) const {
+    const bool four = format == Format::q4_0;
+    const size_t r = four ? c % 16 : c % 32;
+    const uint8_t byte = block(i, c)[lanes(c) * 2 + (r / 4 * lanes(c) + c % 512 / 32) * 4 + r % 4];
+    return four ? (c % 32 < 16 ? byte & 15 : byte >> 4) - 8 : byte - 128;
   }
 };
 
@@ -88,6 +108,58 @@ void check_pairs(const Kernels& k, Rng& rng, const Neurons& n, const Lanes& x,
   CHECK(same_bits(got, want));
 }
 
+// Some of the neurons, some of them more than once, and their weights.
+struct Window {
+  std::vector<size_t> neuron;
+  std::vector<const uint8_t*> vectors;
+  std::vector<float> a;
+
+  Window(const Neurons& n, Rng& rng, size_t count) : a(rng.values(count, rng.pick({1e-6f, 1.0f, 1e4f}))) {
+    for (size_t i = 0; i < count; ++i) {
+      neuron.push_back(rng.between(0, n.count - 1));
+      vectors.push_back(n.vectors[neuron[i]]);
+      if (rng.one_in(8)) a[i] = rng.pick({0.0f, -0.0f});
+    }
+  }
+  kernels::SumWindow view() const { return {vectors.data(), a.data(), a.size()}; }
+  Window without_zeros() const {
+    Window w = *this;
+    w.vectors.clear();
+    w.a.clear();
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (a[i] == 0.0f) continue;
+      w.vectors.push_back(vectors[i]);
+      w.a.push_back(a[i]);
+    }
+    return w;
+  }
+};
+
+// Column c of a window's sum as kernels.h defines it: whole numbers times one unit.
+float twin_sum(const Neurons& n, const Window& w, size_t c) {
+  float most = 1e-30f;
+  for (size_t i = 0; i < w.a.size(); ++i) most = std::max(most, std::abs(n.scale(w.neuron[i], c) * w.a[i]));
+  const float per_weight = 16383.0f / most;
+  int64_t sum = 0;
+  for (size_t i = 0; i < w.a.size(); ++i)
+    sum += std::lrint(n.scale(w.neuron[i], c) * w.a[i] * per_weight) * n.code(w.neuron[i], c);
+  return static_cast<float>(sum) * (most * (1.0f / 16383.0f));
+}
+
+// `times` windows' sum against one in double: a weight is off by half a unit, and f32 rounds a few times.
+void check_sum(const Kernels& k, const Neurons& n, const Window& w, size_t c, int times, float got) {
+  double want = 0, magnitude = 0, most = 1e-30;
+  for (size_t i = 0; i < w.a.size(); ++i) {
+    const double product = static_cast<double>(w.a[i]) * n.weights[w.neuron[i] * n.cols + c];
+    want += product;
+    magnitude += std::abs(product);
+    most = std::max(most, std::abs(static_cast<double>(w.a[i]) * n.scale(w.neuron[i], c)));
+  }
+  const double codes = n.format == Format::q4_0 ? 8 : 128, count = static_cast<double>(w.a.size());
+  const double rounded = count * codes * most * 0.501 / 16383;
+  close(got, times * want, times * (rounded + magnitude * kUnit * 8), k.isa, "add_neurons", c);
+}
+
 }  // namespace
 
 void check_neuron_dots(const Kernels& k, Rng rng) {
@@ -108,30 +180,46 @@ void check_neuron_dots(const Kernels& k, Rng rng) {
 
 void check_neuron_sums(const Kernels& k, Rng rng) {
   const Neurons n(rng);
-  const auto a = rng.values(n.count, 1.0f);
-  const auto sums = n.format == Format::q4_0 ? k.sum_neurons_q4_0 : k.sum_neurons_q8_0;
+  const Window w(n, rng, rng.one_in(4) ? rng.between(1, kernels::kSumWindow) : rng.between(1, 40));
+  const size_t blocks = (n.cols + 511) / 512;
   const auto add = n.format == Format::q4_0 ? k.add_neurons_q4_0 : k.add_neurons_q8_0;
-  const size_t blocks = (n.cols + 511) / 512, cut = rng.between(0, n.count);
-  std::vector<float> out(n.cols), parts(n.cols), pieces((n.cols + 31) / 32 * 32);
-  sums(n.vectors.data(), a.data(), n.count, n.cols, 0, blocks, out.data());
-  for (size_t b = 0; b < blocks; ++b) {
-    sums(n.vectors.data(), a.data(), n.count, n.cols, b, b + 1, parts.data());
-    add(n.vectors.data(), a.data(), cut, n.cols, b, b + 1, pieces.data());
-  }
-  add(n.vectors.data() + cut, a.data() + cut, n.count - cut, n.cols, 0, blocks, pieces.data());
-  k.order_sums(n.cols, 0, blocks, pieces.data());
+  std::vector<float> out(n.padded()), parts(n.padded());
+  add(w.view(), n.cols, 0, blocks, out.data());
+  for (size_t b = 0; b < blocks; ++b) add(w.without_zeros().view(), n.cols, b, b + 1, parts.data());
   CHECK(same_bits(out, parts));
-  for (size_t c = n.cols; c < pieces.size(); ++c) CHECK(pieces[c] == 0.0f);
-  pieces.resize(n.cols);
-  CHECK(same_bits(out, pieces));
+  add({nullptr, nullptr, 0, w.vectors.data(), w.vectors.size()}, n.cols, 0, blocks, parts.data());
+  CHECK(same_bits(out, parts));
+  k.order_sums(n.cols, 0, blocks, out.data());
+  for (size_t c = n.cols; c < out.size(); ++c) CHECK(out[c] == 0.0f);
   for (size_t c = 0; c < n.cols; ++c) {
-    double want = 0, magnitude = 0;
-    for (size_t i = 0; i < n.count; ++i) {
-      want += static_cast<double>(a[i]) * n.weights[i * n.cols + c];
-      magnitude += std::abs(a[i] * n.weights[i * n.cols + c]);
-    }
-    close(out[c], want, magnitude * kUnit * static_cast<double>(n.count + 4), k.isa, "sum_neurons", c);
+    close(out[c], twin_sum(n, w, c), 0, k.isa, "add_neurons, twin", c);
+    check_sum(k, n, w, c, 1, out[c]);
   }
+  // A second window, and one that is not finite.
+  add(w.view(), n.cols, 0, blocks, parts.data());
+  k.order_sums(n.cols, 0, blocks, parts.data());
+  for (size_t c = 0; c < n.cols; ++c) check_sum(k, n, w, c, 2, parts[c]);
+  Window broken = w;
+  broken.a[0] = rng.pick({INFINITY, -INFINITY, NAN});
+  add(broken.view(), n.cols, 0, blocks, parts.data());
+  for (size_t c = 0; c < n.cols; ++c) CHECK(!std::isfinite(parts[c]) || c % 512 / 32 > 0);
+}
+
+// The largest codes and weights that a window may hold: integers as large as they get.
+void check_largest_sums(const Kernels& k, Rng rng) {
+  const bool four = rng.one_in(2);
+  const Format format = four ? Format::q4_0 : Format::q8_0;
+  const uint8_t code = rng.pick<uint8_t>({0, 0xff});
+  std::vector<uint8_t> vector(quant::vector_bytes(format, 512), code);
+  for (size_t g = 0; g < 16; ++g) std::memcpy(&vector[2 * g], "\x00\x3c", 2);  // 1
+  const std::vector<const uint8_t*> vectors(kernels::kSumWindow, vector.data());
+  const std::vector<float> a(vectors.size(), rng.pick({1.0f, -1.0f}));
+  std::vector<float> out(512);
+  (four ? k.add_neurons_q4_0 : k.add_neurons_q8_0)({vectors.data(), a.data(), a.size()}, 512, 0, 1,
+                                                   out.data());
+  const double each = code ? (four ? 7 : 127) : (four ? -8 : -128);
+  for (size_t c = 0; c < 512; ++c)
+    close(out[c], each * a[0] * 512, std::abs(each) * 512 * 2 * kUnit, k.isa, "largest sums", c);
 }
 
 // Neurons as rows of a matrix keep every value.

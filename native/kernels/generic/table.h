@@ -40,8 +40,6 @@ constexpr Kernels make_table(const char* isa) {
           dot_neurons<D<Format::q8_0>>,
           dot_pairs<D<Format::q4_0>>,
           dot_pairs<D<Format::q8_0>>,
-          sum_neurons<D<Format::q4_0>>,
-          sum_neurons<D<Format::q8_0>>,
           add_neurons<D<Format::q4_0>>,
           add_neurons<D<Format::q8_0>>,
           order_sums<V>,

@@ -11,6 +11,9 @@
 //   store_f16 store_i8 store_i16   round to nearest even, |x| <= 127 or 32767
 //   Pairs load_pairs(p): lane i holds p[2i], p[2i+1] as int16; dot_pairs(pairs, two, sum): adds lane i . the
 //   two int16 sum(F) max_lane(F) to_float(I) set_int zero_int
+//   Words: int16 of two neurons, a's and b's in all lanes. interleave(a, b); pair_weights(a, b): the low word
+//   of each lane for both of its words; mask_words<m> shift_words<k>; multiply_add(x, y, low, high): products
+//   by word, added to sums that separate(low, high) turns into those of low words and those of high ones
 #pragma once
 
 #include <cstddef>

@@ -78,14 +78,35 @@ struct Vec {
   static I shift_left(I v) {
     return _mm256_slli_epi32(v, kShift);
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return _mm256_srli_epi32(v, kShift);
-  }
-  static I bits(I v, int32_t mask, int32_t set) {
-    return _mm256_or_si256(_mm256_and_si256(v, set_int(mask)), set_int(set));
-  }
   static F as_float(I v) { return _mm256_castsi256_ps(v); }
+  static I as_int(F v) { return _mm256_castps_si256(v); }
+  struct Words {
+    I low, high;  // of every four lanes the first two and the last two
+  };
+  static Words interleave(I a, I b) { return {_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)}; }
+  static Words pair_weights(I a, I b) {
+    const I two = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+    return {_mm256_unpacklo_epi32(two, two), _mm256_unpackhi_epi32(two, two)};
+  }
+  template <int mask>
+  static Words mask_words(Words w) {
+    const I m = _mm256_set1_epi16(mask);
+    return {_mm256_and_si256(w.low, m), _mm256_and_si256(w.high, m)};
+  }
+  template <int kShift>
+  static Words shift_words(Words w) {
+    return {_mm256_srli_epi16(w.low, kShift), _mm256_srli_epi16(w.high, kShift)};
+  }
+  static void multiply_add(Words a, Words b, I& low, I& high) {
+    low = _mm256_add_epi32(low, _mm256_madd_epi16(a.low, b.low));
+    high = _mm256_add_epi32(high, _mm256_madd_epi16(a.high, b.high));
+    asm("" : "+x"(low), "+x"(high));  // GCC would turn a chain of sums into a tree
+  }
+  static void separate(I& low, I& high) {
+    const F a = as_float(low), b = as_float(high);
+    low = as_int(_mm256_shuffle_ps(a, b, 0x88));
+    high = as_int(_mm256_shuffle_ps(a, b, 0xdd));
+  }
 };
 
 // The four activations at a, in all lanes.

@@ -78,14 +78,43 @@ struct Vec {
   static I shift_left(I v) {
     return _mm512_slli_epi32(v, kShift);
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return _mm512_srli_epi32(v, kShift);
-  }
-  static I bits(I v, int32_t mask, int32_t set) {
-    return _mm512_ternarylogic_epi32(v, set_int(mask), set_int(set), 0xea);  // (v & mask) | set
-  }
   static F as_float(I v) { return _mm512_castsi512_ps(v); }
+  static I as_int(F v) { return _mm512_castps_si512(v); }
+  struct Words {
+    I low, high;  // of every four lanes the first two and the last two
+  };
+  static Words interleave(I a, I b) { return {_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)}; }
+  static Words pair_weights(I a, I b) {
+    const I two = _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16));
+    return {_mm512_unpacklo_epi32(two, two), _mm512_unpackhi_epi32(two, two)};
+  }
+  template <int mask>
+  static Words mask_words(Words w) {
+    const I m = _mm512_set1_epi16(mask);
+    return {_mm512_and_si512(w.low, m), _mm512_and_si512(w.high, m)};
+  }
+  template <int kShift>
+  static Words shift_words(Words w) {
+    return {_mm512_srli_epi16(w.low, kShift), _mm512_srli_epi16(w.high, kShift)};
+  }
+  static I add_products(I sum, I a, I b) {
+#ifdef __AVX512VNNI__
+    sum = _mm512_dpwssd_epi32(sum, a, b);
+#else
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+#endif
+    asm("" : "+v"(sum));  // GCC would turn a chain of sums into a tree
+    return sum;
+  }
+  static void multiply_add(Words a, Words b, I& low, I& high) {
+    low = add_products(low, a.low, b.low);
+    high = add_products(high, a.high, b.high);
+  }
+  static void separate(I& low, I& high) {
+    const F a = as_float(low), b = as_float(high);
+    low = as_int(_mm512_shuffle_ps(a, b, 0x88));
+    high = as_int(_mm512_shuffle_ps(a, b, 0xdd));
+  }
 };
 
 // The four activations at a, in all lanes.

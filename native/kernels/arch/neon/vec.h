@@ -70,14 +70,40 @@ struct Vec {
   static I shift_left(I v) {
     return vshlq_n_s32(v, kShift);
   }
+  static I as_int(F v) { return vreinterpretq_s32_f32(v); }
+  struct Words {
+    int16x8_t a, b;  // of two neurons: there are no products of pairs
+  };
+  static Words interleave(I a, I b) { return {vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)}; }
+  static int16x8_t twice(I v) {
+    const int16x8_t words = vreinterpretq_s16_s32(v);
+    return vtrn1q_s16(words, words);
+  }
+  static Words pair_weights(I a, I b) { return {twice(a), twice(b)}; }
+  template <int mask>
+  static Words mask_words(Words w) {
+    const int16x8_t m = vdupq_n_s16(mask);
+    return {vandq_s16(w.a, m), vandq_s16(w.b, m)};
+  }
   template <int kShift>
-  static I shift_right(I v) {
-    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(v), kShift));
+  static int16x8_t shift_unsigned(int16x8_t v) {
+    return vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_s16(v), kShift));
   }
-  static I bits(I v, int32_t mask, int32_t set) {
-    return vorrq_s32(vandq_s32(v, set_int(mask)), set_int(set));
+  template <int kShift>
+  static Words shift_words(Words w) {
+    return {shift_unsigned<kShift>(w.a), shift_unsigned<kShift>(w.b)};
   }
-  static F as_float(I v) { return vreinterpretq_f32_s32(v); }
+  static void multiply_add(Words x, Words y, I& low, I& high) {
+    low = vmlal_s16(low, vget_low_s16(x.a), vget_low_s16(y.a));
+    high = vmlal_high_s16(high, x.a, y.a);
+    low = vmlal_s16(low, vget_low_s16(x.b), vget_low_s16(y.b));
+    high = vmlal_high_s16(high, x.b, y.b);
+  }
+  static void separate(I& low, I& high) {
+    const I a = low, b = high;
+    low = vuzp1q_s32(a, b);
+    high = vuzp2q_s32(a, b);
+  }
 };
 
 // One group of a strip of 4 rows, signed: codes minus the code that means 0.

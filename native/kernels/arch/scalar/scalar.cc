@@ -49,17 +49,39 @@ struct Vec {
   static I set_int(int32_t x) { return x; }
   static I zero_int() { return 0; }
   static I load_int(const int32_t* p) { return *p; }
-  static I sub_int(I a, I b) { return a - b; }
+  static I sub_int(I a, I b) { return static_cast<I>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
   template <int kShift>
   static I shift_left(I v) {
     return v << kShift;
   }
-  template <int kShift>
-  static I shift_right(I v) {
-    return static_cast<I>(static_cast<uint32_t>(v) >> kShift);
+  static I as_int(F v) { return std::bit_cast<int32_t>(v); }
+  struct Words {
+    uint32_t a, b;  // two int16 each
+  };
+  static Words interleave(I a, I b) { return {static_cast<uint32_t>(a), static_cast<uint32_t>(b)}; }
+  static Words pair_weights(I a, I b) { return interleave(a, b); }
+  template <int mask>
+  static Words mask_words(Words w) {
+    constexpr uint32_t m = mask << 16 | mask;
+    return {w.a & m, w.b & m};
   }
-  static I bits(I v, int32_t mask, int32_t set) { return (v & mask) | set; }
-  static F as_float(I v) { return std::bit_cast<float>(v); }
+  template <int kShift>
+  static Words shift_words(Words w) {
+    constexpr uint32_t m = 0xffff >> kShift << 16 | 0xffff >> kShift;
+    return {w.a >> kShift & m, w.b >> kShift & m};
+  }
+  // Wraps where a weight was infinite, as vectors do.
+  static void add_product(I& sum, uint32_t code, uint32_t weight) {
+    sum = static_cast<I>(static_cast<uint32_t>(sum) +
+                         (code & 0xffff) * static_cast<uint32_t>(static_cast<int16_t>(weight)));
+  }
+  static void multiply_add(Words x, Words w, I& low, I& high) {
+    add_product(low, x.a, w.a);
+    add_product(low, x.b, w.b);
+    add_product(high, x.a >> 16, w.a);
+    add_product(high, x.b >> 16, w.b);
+  }
+  static void separate(I&, I&) {}
 };
 
 template <quant::Format f>
