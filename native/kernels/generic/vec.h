@@ -11,6 +11,9 @@
 //   store_f16 store_i8 store_i16   round to nearest even, |x| <= 127 or 32767
 //   Pairs load_pairs(p): lane i holds p[2i], p[2i+1] as int16; dot_pairs(pairs, two, sum): adds lane i . the
 //   two int16 sum(F) max_lane(F) to_float(I) set_int zero_int
+//   bits(v, mask, set) = (v & mask) | set, `set` an int or, where I is no int, I
+//   dot_codes(codes, a, sum): sum + codes . a, lane by lane: 8 vectors of unsigned bytes, each at most 14,
+//   times int8 vectors 64 bytes apart
 #pragma once
 
 #include <cstddef>
