@@ -24,8 +24,8 @@
 #include "base/memory.h"
 #include "base/thread_pool.h"
 #include "kernels/kernels.h"
+#include "model/lane_rows.h"
 #include "pipeline/down_sums.h"
-#include "pipeline/lane_rows.h"
 #include "quant/neuron.h"
 
 namespace {
@@ -156,15 +156,15 @@ class Bench {
     });
   }
 
-  pipeline::LaneRows tile(size_t rows) const {
-    pipeline::LaneRows lanes(rows, o_.hidden);
+  model::LaneRows tile(size_t rows) const {
+    model::LaneRows lanes(rows, o_.hidden);
     const std::vector<float> x(o_.hidden, 0.3f);
     for (size_t t = 0; t < rows; ++t) k_.quantize_lanes(x.data(), lanes.row(t));
     return lanes;
   }
   auto dot_kernel() const { return o_.format == Format::q4_0 ? k_.dot_neurons_q4_0 : k_.dot_neurons_q8_0; }
   void dots(size_t rows, ThreadPool& pool) {
-    const pipeline::LaneRows lanes = tile(rows);
+    const model::LaneRows lanes = tile(rows);
     std::vector<float> out(o_.neurons * rows);
     dram("dot", pool, rows, [&](const Vectors& v, const Index&) {
       pool.parallel_for(v.size(), o_.grain, [&](size_t begin, size_t end, size_t) {
@@ -202,7 +202,7 @@ class Bench {
   void cache(const std::vector<size_t>& rows) {
     std::vector<float> out(64 * 512), y(o_.hidden);
     for (const size_t r : rows) {
-      const pipeline::LaneRows lanes = tile(r);
+      const model::LaneRows lanes = tile(r);
       cached("dot", r,
              [&](const uint8_t* const* v, size_t n) { dot_kernel()(v, n, lanes.row(0), r, out.data()); });
     }

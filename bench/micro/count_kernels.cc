@@ -10,8 +10,9 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "pipeline/lane_rows.h"
+#include "model/lane_rows.h"
 #include "quant/codec.h"
+#include "quant/sketch.h"
 
 namespace {
 
@@ -32,7 +33,7 @@ struct Work {
   std::vector<int32_t> s = std::vector<int32_t>(kHidden / 32 * kRows);
   std::vector<uint32_t> first;
   std::vector<uint16_t> tokens;
-  pipeline::LaneRows lanes{kRows, kHidden};
+  model::LaneRows lanes{kRows, kHidden};
 
   Work() {
     for (size_t t = 0; t < kRows; ++t) {
@@ -74,6 +75,18 @@ void add_format(std::map<std::string, std::function<void(Work&)>>& all, Format f
   };
 }
 
+void add_sketch(std::map<std::string, std::function<void(Work&)>>& all, unsigned bits) {
+  for (const size_t rows : {size_t{1}, kRows}) {
+    all["dot_sketch_" + std::to_string(bits) + "_" + std::to_string(rows)] = [=](Work& w) {
+      std::vector<const uint8_t*> vectors;
+      for (size_t i = 0; i < kNeurons; ++i)
+        vectors.push_back(w.weights.data() + i * quant::sketch_vector_bytes(bits, kHidden));
+      (bits == 2 ? w.k.dot_sketch_2 : w.k.dot_sketch_3)(vectors.data(), kNeurons, w.lanes.row(0), rows,
+                                                        w.y.data());
+    };
+  }
+}
+
 // Two pages, whose numbers need not be any in particular, and four queries of a group.
 void add_attention(std::map<std::string, std::function<void(Work&)>>& all, kernels::KvType type,
                    const std::string& name) {
@@ -96,6 +109,8 @@ std::map<std::string, std::function<void(Work&)>> kernels_by_name() {
   std::map<std::string, std::function<void(Work&)>> all;
   add_format(all, Format::q4_0);
   add_format(all, Format::q8_0);
+  add_sketch(all, 2);
+  add_sketch(all, 3);
   add_attention(all, kernels::KvType::f16, "f16");
   add_attention(all, kernels::KvType::int8, "int8");
   all["quantize"] = [](Work& w) { w.k.quantize(w.x.data(), kHidden, w.tile(1), 0); };

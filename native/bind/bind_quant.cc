@@ -116,20 +116,19 @@ void check_bits(unsigned bits) {
 void encode_sketch(unsigned bits, nb::handle weights, nb::handle importance, nb::handle out, size_t threads) {
   check_bits(bits);
   const auto w = view<const float>(weights, "weights", {kAny, kAny});
-  const size_t rows = w.shape(0), cols = w.shape(1), block_bytes = quant::sketch_row_block_bytes(bits, cols);
+  const size_t rows = w.shape(0), cols = w.shape(1), vector = quant::sketch_vector_bytes(bits, cols);
   const auto counts = view<const float>(importance, "importance", {cols});
-  const auto packed = view<uint8_t>(out, "out", {quant::sketch_bytes(bits, rows, cols)});
+  const auto packed = view<uint8_t>(out, "out", {rows * vector});
   nb::gil_scoped_release release;
-  for_row_blocks(rows, threads, [&](size_t row, size_t n, size_t b) {
-    quant::encode_sketch(bits, &w.data[row * cols], n, cols, counts.data.data(),
-                         &packed.data[b * block_bytes]);
+  for_row_blocks(rows, threads, [&](size_t row, size_t n, size_t) {
+    quant::encode_sketch(bits, &w.data[row * cols], n, cols, counts.data.data(), &packed.data[row * vector]);
   });
 }
 
 nb::object decode_sketch(unsigned bits, nb::handle sketch, size_t rows, size_t cols) {
   check_bits(bits);
   bind::check_shape(rows, cols);
-  const auto p = view<const uint8_t>(sketch, "sketch", {quant::sketch_bytes(bits, rows, cols)});
+  const auto p = view<const uint8_t>(sketch, "sketch", {rows * quant::sketch_vector_bytes(bits, cols)});
   std::vector<float> out(rows * cols);
   quant::decode_sketch(bits, p.data.data(), rows, cols, out.data());
   return bind::to_numpy(std::move(out), {rows, cols});
@@ -153,7 +152,7 @@ void bind_quant(nb::module_& m) {
       [](unsigned bits, size_t rows, size_t cols) {
         check_bits(bits);
         bind::check_shape(rows, cols);
-        return quant::sketch_bytes(bits, rows, cols);
+        return rows * quant::sketch_vector_bytes(bits, cols);
       },
       nb::arg("bits"), nb::arg("rows"), nb::arg("cols"));
   m.def("encode_sketch", &encode_sketch, nb::arg("bits"), nb::arg("weights"), nb::arg("importance"),

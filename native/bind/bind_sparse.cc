@@ -120,7 +120,8 @@ std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseS
   if (setup.predictor == "gate") predictor = pipeline::load_gates(file, setup.options.io, k);
   if (setup.predictor == "low-rank")
     predictor = pipeline::load_low_rank(setup.low_rank, setup.relu, max_rows, k);
-  if (setup.predictor == "sketch") predictor = pipeline::load_sketch(setup.sketch, desc, k);
+  if (setup.predictor == "sketch")
+    predictor = pipeline::load_sketch(setup.sketch, desc, setup.options.keep, k);
   return std::make_unique<pipeline::SparseFfn>(desc, std::move(file), setup.options, std::move(predictor), k,
                                                max_rows);
 }

@@ -157,9 +157,8 @@ struct Kernels {
   // here the same bits on every ISA, so that a seed gives the same text everywhere.
   void (*softmax_weights)(const float* x, size_t n, float max, float scale, float* p, float* sums);
 
-  // Column blocks of a sketch of 2 or 3 bits (quant/sketch.h) as those of a q8_0 matrix, with the same
-  // values.
-  void (*expand_sketch)(const uint8_t* sketch, unsigned bits, size_t blocks, uint8_t* q8_0);
+  // As dot_neurons(), of vectors of a sketch (quant/sketch.h).
+  DotNeurons dot_sketch_2, dot_sketch_3;
 };
 
 struct IsaInfo {

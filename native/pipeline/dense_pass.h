@@ -14,7 +14,7 @@
 
 #include "base/memory.h"
 #include "model/ffn.h"
-#include "pipeline/lane_rows.h"
+#include "model/lane_rows.h"
 #include "pipeline/products.h"
 
 namespace hotset::pipeline {
@@ -73,7 +73,7 @@ class DensePass {
   const kernels::Kernels& k_;
   Products products_of_;
   size_t max_piece_;
-  LaneRows lanes_;
+  model::LaneRows lanes_;
   Buffer product_memory_, index_memory_;
   model::Rows products_;        // of a piece [rows][piece]; then those that are not zero, in order
   std::vector<size_t> active_;  // [rows] how many those are

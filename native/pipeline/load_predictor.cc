@@ -82,15 +82,15 @@ std::unique_ptr<predictor::Predictor> load_low_rank(const std::vector<LowRankRef
 }
 
 std::unique_ptr<predictor::Predictor> load_sketch(const SketchFile& file, const model::ModelDesc& desc,
-                                                  const kernels::Kernels& k) {
+                                                  const std::vector<float>& keep, const kernels::Kernels& k) {
   if (file.bits != 2 && file.bits != 3)
     throw InvalidArgument("sketches have 2 or 3 bits, not " + std::to_string(file.bits));
-  if (file.layers.size() != desc.layers.size())
+  if (file.layers.size() != desc.layers.size() || keep.size() != desc.layers.size())
     throw InvalidArgument(std::to_string(file.layers.size()) + " sketches for " +
                           std::to_string(desc.layers.size()) + " layers");
   const predictor::SketchShape shape{file.bits, static_cast<size_t>(desc.ffn),
                                      static_cast<size_t>(desc.hidden)};
-  const size_t matrix = quant::sketch_bytes(shape.bits, shape.neurons, shape.hidden);
+  const size_t matrix = shape.neurons * quant::sketch_vector_bytes(shape.bits, shape.hidden);
   std::vector<predictor::SketchLayer> layers;
   predictor::Memory memory;
   const auto read = [&](uint64_t offset, size_t bytes) {
@@ -101,9 +101,9 @@ std::unique_ptr<predictor::Predictor> load_sketch(const SketchFile& file, const 
   for (const SketchFile::Layer& l : file.layers) {
     const uint8_t* gate = desc.gated ? read(l.gate, matrix) : nullptr;
     const uint8_t* up = read(l.up, matrix);
-    const auto* v = reinterpret_cast<const float*>(read(l.vectors, 5 * shape.neurons * sizeof(float)));
+    const auto* v = reinterpret_cast<const float*>(read(l.vectors, 6 * shape.neurons * sizeof(float)));
     const size_t n = shape.neurons;
-    layers.push_back({gate, up, v, v + n, v + 2 * n, v + 3 * n, v + 4 * n});
+    layers.push_back({gate, up, v, v + n, v + 2 * n, v + 3 * n, v + 4 * n, v + 5 * n, keep[layers.size()]});
   }
   return predictor::make_sketch(shape, std::move(layers), std::move(memory), desc, k);
 }

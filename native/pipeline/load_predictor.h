@@ -24,8 +24,8 @@ struct LowRankRef {
 std::unique_ptr<predictor::Predictor> load_low_rank(const std::vector<LowRankRef>& layers, bool relu,
                                                     size_t max_rows, const kernels::Kernels& k);
 
-// Sketches of all layers in one file: where gate (0 in a plain FFN), up and [5][neurons] of f32 lie, what is
-// to be added to gate and up, the lengths of down, and the noise of gate and up.
+// Sketches of all layers in one file: where gate (0 in a plain FFN), up and [6][neurons] of f32 lie, what is
+// to be added to gate and up, the lengths of down, the noise of gate and up, and what up adds at most.
 struct SketchFile {
   std::string path;
   unsigned bits;
@@ -34,8 +34,9 @@ struct SketchFile {
   };
   std::vector<Layer> layers;
 };
-// Throws IoError, OutOfMemory, InvalidArgument.
+// keep: of each layer the least score of a neuron that is computed. Throws IoError, OutOfMemory,
+// InvalidArgument.
 std::unique_ptr<predictor::Predictor> load_sketch(const SketchFile& file, const model::ModelDesc& desc,
-                                                  const kernels::Kernels& k);
+                                                  const std::vector<float>& keep, const kernels::Kernels& k);
 
 }  // namespace hotset::pipeline

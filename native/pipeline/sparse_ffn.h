@@ -20,9 +20,9 @@
 #include "cache/neuron_cache.h"
 #include "io/reader.h"
 #include "model/ffn.h"
+#include "model/lane_rows.h"
 #include "pipeline/dense_pass.h"
 #include "pipeline/down_sums.h"
-#include "pipeline/lane_rows.h"
 #include "pipeline/layer_stream.h"
 #include "pipeline/neuron_fetch.h"
 #include "pipeline/neuron_file.h"
@@ -145,7 +145,7 @@ class SparseFfn : public model::Ffn {
   model::Rows scores_;
   Products products_;
   std::vector<Products::Scratch> scratch_;  // of each thread
-  LaneRows lanes_;
+  model::LaneRows lanes_;
   Chosen chosen_[2];
   std::vector<float> best_;      // [neurons]
   std::vector<uint32_t> worth_;  // [neurons]

@@ -13,20 +13,32 @@ namespace {
 
 constexpr int kScales = 12, kRefinements = 3;
 
-size_t code_at(size_t g, size_t r, size_t c) { return ((g * 8 + c / 4) * kRowBlock + r) * 4 + c % 4; }
+// One group of a vector, in a block of `lanes` groups.
+template <class Byte>
+struct Place {
+  Byte *scale, *codes;
+  size_t lanes, lane;
 
-void put_code(unsigned bits, uint8_t* block, size_t at, unsigned code) {
-  uint8_t& low = block[kSketchScales + at % kSketchLow];
-  low = static_cast<uint8_t>(low | (code & 3u) << 2 * (at / kSketchLow));
-  if (bits < 3) return;
-  uint8_t& high = block[kSketchScales + kSketchLow + at % kSketchHigh];
-  high = static_cast<uint8_t>(high | code >> 2 << at / kSketchHigh);
+  Place(unsigned bits, Byte* vector, size_t group, size_t groups) {
+    const size_t first = group / kLaneGroups * kLaneGroups;
+    scale = vector + 2 * group;
+    codes = vector + 2 * groups + first * kGroup * bits / 8;
+    lanes = std::min(kLaneGroups, groups - first);
+    lane = group - first;
+  }
+  // The byte with bits 0-1 of the code of column c, and the one with bit 2.
+  Byte& low(size_t c) const { return codes[(c / 4 % 2 * lanes + lane) * 4 + c % 4]; }
+  Byte& high(size_t c) const { return codes[(2 * lanes + lane) * 4 + c % 4]; }
+};
+
+void put_code(unsigned bits, const Place<uint8_t>& at, size_t c, unsigned code) {
+  at.low(c) = static_cast<uint8_t>(at.low(c) | (code & 3u) << c / 8 * 2);
+  if (bits == 3) at.high(c) = static_cast<uint8_t>(at.high(c) | code >> 2 << c / 4);
 }
 
-unsigned get_code(unsigned bits, const uint8_t* block, size_t at) {
-  unsigned code = block[kSketchScales + at % kSketchLow] >> 2 * (at / kSketchLow) & 3u;
-  if (bits == 3) code |= (block[kSketchScales + kSketchLow + at % kSketchHigh] >> at / kSketchHigh & 1u) << 2;
-  return code;
+unsigned get_code(unsigned bits, const Place<const uint8_t>& at, size_t c) {
+  const unsigned low = at.low(c) >> c / 8 * 2 & 3u;
+  return bits == 3 ? low | (at.high(c) >> c / 4 & 1u) << 2 : low;
 }
 
 // One group: its weights, what each column counts, and levels 1, 3, .. top on either side of 0.
@@ -92,34 +104,32 @@ void check_finite(const Group& group, size_t row, size_t col) {
 void encode_sketch(unsigned bits, const float* w, size_t rows, size_t cols, const float* importance,
                    uint8_t* out) {
   const int top = (1 << bits) - 1;
-  std::memset(out, 0, sketch_bytes(bits, rows, cols));
+  const size_t vector = sketch_vector_bytes(bits, cols), groups = (cols + kGroup - 1) / kGroup;
+  std::memset(out, 0, rows * vector);
   for (size_t row = 0; row < rows; ++row) {
-    uint8_t* row_block = out + row / kRowBlock * sketch_row_block_bytes(bits, cols);
-    for (size_t col = 0; col < cols; col += kGroup) {
-      uint8_t* block = row_block + col / kColBlock * sketch_block_bytes(bits);
-      const size_t g = col % kColBlock / kGroup, r = row % kRowBlock;
+    for (size_t g = 0; g < groups; ++g) {
+      const size_t col = g * kGroup;
       const Group group{w + row * cols + col, importance + col, std::min(kGroup, cols - col), top};
       check_finite(group, row, col);
       const float scale = fit_scale(group);
       const uint16_t half = f32_to_f16(scale);
-      std::memcpy(block + (g * kRowBlock + r) * 2, &half, 2);
+      const Place<uint8_t> at(bits, out + row * vector, g, groups);
+      std::memcpy(at.scale, &half, 2);
       for (size_t c = 0; c < group.n && scale > 0; ++c)
-        put_code(bits, block, code_at(g, r, c),
-                 static_cast<unsigned>(group.level(group.w[c], scale) + top) / 2);
+        put_code(bits, at, c, static_cast<unsigned>(group.level(group.w[c], scale) + top) / 2);
     }
   }
 }
 
 void decode_sketch(unsigned bits, const uint8_t* sketch, size_t rows, size_t cols, float* out) {
   const int top = (1 << bits) - 1;
+  const size_t vector = sketch_vector_bytes(bits, cols), groups = (cols + kGroup - 1) / kGroup;
   for (size_t row = 0; row < rows; ++row) {
-    const uint8_t* row_block = sketch + row / kRowBlock * sketch_row_block_bytes(bits, cols);
     for (size_t col = 0; col < cols; ++col) {
-      const uint8_t* block = row_block + col / kColBlock * sketch_block_bytes(bits);
-      const size_t g = col % kColBlock / kGroup, r = row % kRowBlock;
+      const Place<const uint8_t> at(bits, sketch + row * vector, col / kGroup, groups);
       uint16_t half;
-      std::memcpy(&half, block + (g * kRowBlock + r) * 2, 2);
-      const int code = static_cast<int>(get_code(bits, block, code_at(g, r, col % kGroup)));
+      std::memcpy(&half, at.scale, 2);
+      const int code = static_cast<int>(get_code(bits, at, col % kGroup));
       out[row * cols + col] = f16_to_f32(half) * static_cast<float>(2 * code - top);
     }
   }

@@ -66,7 +66,7 @@ def sketch_bytes(bits: int, rows: int, cols: int) -> int:
 def encode_sketch(
     bits: int, weights: NDArray[np.float32], importance: NDArray[np.float32], out: NDArray[np.uint8], threads: int = 0
 ) -> None:
-    """weights [rows, cols] into out [sketch_bytes]; errors of column j count importance[j] > 0."""
+    """weights [rows, cols] into out [sketch_bytes], row by row; errors of column j count importance[j] > 0."""
 
 def decode_sketch(bits: int, sketch: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]: ...
 
@@ -155,7 +155,7 @@ class NeuronFile:
     ) -> None: ...
 
 class SketchFile:
-    """Where the sketches of all layers lie: offsets of gate (0 where there is none), up and [5, neurons] of f32."""
+    """Where the sketches of all layers lie: offsets of gate (0 where there is none), up and [6, neurons] of f32."""
 
     def __init__(self, path: str, bits: int, offsets: Seq[tuple[int, int, int]]) -> None: ...
 

@@ -80,6 +80,7 @@ void check_neuron_dots(const Kernels& k, Rng rng);
 void check_neuron_sums(const Kernels& k, Rng rng);
 void check_largest_sums(const Kernels& k, Rng rng);
 void check_neuron_packing(const Kernels& k, Rng rng);
+void check_sketch_dots(const Kernels& k, Rng rng);
 
 struct Case {
   const char* name;
@@ -97,6 +98,7 @@ inline constexpr Case kCases[] = {{"matmul_quantized", check_matmul_quantized},
                                   {"neuron_dots", check_neuron_dots},
                                   {"neuron_sums", check_neuron_sums},
                                   {"largest_sums", check_largest_sums},
-                                  {"neuron_packing", check_neuron_packing}};
+                                  {"neuron_packing", check_neuron_packing},
+                                  {"sketch_dots", check_sketch_dots}};
 
 }  // namespace cases

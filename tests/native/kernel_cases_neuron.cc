@@ -4,6 +4,7 @@
 #include "kernel_cases.h"
 #include "quant/half.h"
 #include "quant/neuron.h"
+#include "quant/sketch.h"
 
 namespace cases {
 namespace {
@@ -236,6 +237,36 @@ void check_neuron_packing(const Kernels& k, Rng rng) {
     for (size_t c = 0; c < n.cols; ++c)
       close(row[c], r < rows ? n.weights[r * n.cols + c] : 0.0, 0, k.isa, "interleave_neurons", c);
   }
+}
+
+void check_sketch_dots(const Kernels& k, Rng rng) {
+  const unsigned bits = rng.one_in(2) ? 2 : 3;
+  const size_t cols = rng.between(1, 1700), count = rng.between(1, 20), rows = rng.between(1, 9);
+  const size_t size = quant::sketch_vector_bytes(bits, cols);
+  const auto w = rng.values(count * cols, rng.pick({1e-3f, 1.0f, 30.0f}));
+  const std::vector<float> importance(cols, 1.0f);
+  std::vector<uint8_t> bytes(count * size);
+  std::vector<float> weights(count * cols);
+  quant::encode_sketch(bits, w.data(), count, cols, importance.data(), bytes.data());
+  quant::decode_sketch(bits, bytes.data(), count, cols, weights.data());
+  std::vector<const uint8_t*> vectors;
+  for (size_t i = 0; i < count; ++i) vectors.push_back(bytes.data() + (count - 1 - i) * size);  // any order
+  const Lanes x(k, rng, rows, cols);
+  const auto dots = bits == 2 ? k.dot_sketch_2 : k.dot_sketch_3;
+  std::vector<float> all(count * rows), one(count * rows);
+  dots(vectors.data(), count, x.view, rows, all.data());
+  for (size_t i = 0; i < count; ++i)
+    for (size_t t = 0; t < rows; ++t) {
+      double want = 0, magnitude = 0;
+      for (size_t c = 0; c < cols; ++c) {
+        const double term = x.at(t, c) * weights[(count - 1 - i) * cols + c];
+        want += term, magnitude += std::abs(term);
+      }
+      const double tolerance = magnitude * kUnit * (static_cast<double>(cols) / 32 + 8);
+      close(all[i * rows + t], want, tolerance, k.isa, "dot_sketch", i);
+      dots(&vectors[i], 1, x.view.token(t), 1, &one[i * rows + t]);
+    }
+  CHECK(same_bits(all, one));
 }
 
 }  // namespace cases

@@ -102,10 +102,10 @@ def with_sketch(info: NeuronInfo, folder: Path) -> None:
     limits, scores = (0.5,) * info.layers, (tuple(float(share) for share in SHARES),) * info.layers
     layers = [
         [(part, rng.integers(0, 256, size, np.uint8)) for part in ("gate", "up")]
-        + [("vectors", rng.normal(size=(5, info.ffn)).astype("<f4"))]
+        + [("vectors", rng.normal(size=(6, info.ffn)).astype("<f4"))]
         for _ in range(info.layers)
     ]
-    write_sketch(folder, info, layers, SketchFacts(2, limits, limits, scores, 0.5, 0.5, 0.01))
+    write_sketch(folder, info, layers, SketchFacts(2, limits, limits, scores, 0.5, 0.5, 0.01, 0.5))
 
 
 CHOOSERS = {

@@ -211,6 +211,16 @@ def test_forecast_by_hand(ahead: bool) -> None:
     assert found.tokens_per_s == pytest.approx(1 / total, rel=1e-6)
 
 
+def test_a_sketch_takes_all_of_its_memory_but_is_read_in_part() -> None:
+    whole = replace(SIZES, sketch_bytes=40 << 20, sketch_read=40 << 20)
+    part = replace(whole, sketch_read=27 << 20)
+    demand = Demand(candidates=1000, tried=900, active=800, missed=100, requests=100, read_bytes=716_800)
+    found = [forecast(sizes, "sketch", demand, 50_000_000, RATES, threads=2) for sizes in (whole, part)]
+    assert found[0].memory_bytes - found[1].memory_bytes == 13 << 20
+    assert found[1].tokens_per_s > found[0].tokens_per_s
+    assert whole.predictor_bytes("sketch") == part.predictor_bytes("sketch") > 40 << 20
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     share=st.floats(0, 1),

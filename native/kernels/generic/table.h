@@ -48,7 +48,8 @@ constexpr Kernels make_table(const char* isa) {
           logsumexp<V>,
           block_maxima<V>,
           softmax_weights<V>,
-          expand_sketch<V>};
+          dot_sketch<V, 2>,
+          dot_sketch<V, 3>};
 }
 
 }  // namespace hotset::kernels::generic

@@ -14,6 +14,9 @@
 //   Words: int16 of two neurons, a's and b's in all lanes. interleave(a, b); pair_weights(a, b): the low word
 //   of each lane for both of its words; mask_words<m> shift_words<k>; multiply_add(x, y, low, high): products
 //   by word, added to sums that separate(low, high) turns into those of low words and those of high ones
+//   bits(v, mask, set) = (v & mask) | set, `set` an int or, where I is no int, I
+//   dot_codes(codes, a, sum): sum + codes . a, lane by lane: 8 vectors of unsigned bytes, each at most 14,
+//   times int8 vectors 64 bytes apart
 #pragma once
 
 #include <cstddef>

@@ -59,6 +59,8 @@ def _describe(report: SketchReport) -> list[str]:
         f"  divergence  {quality.kl:.4f} ± {quality.kl_error:.4f} nats from every neuron, on {quality.tokens} tokens",
         f"  perplexity  {quality.exact_perplexity:.3f} -> {quality.perplexity:.3f} on the same",
     ]
+    if report.facts.up_share < 1:
+        lines.append(f"  up          looked at for {report.facts.up_share:.1%} of the neurons, as their gates allow")
     if found:
         each = found.predicted / max(found.active, 1e-9)
         lines.append(

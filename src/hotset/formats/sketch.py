@@ -1,9 +1,10 @@
 """`sketch.safetensors` of a packed store: low-bit copies of gate and up that tell what neurons contribute.
 
 Tensors of layer i: `hotset.layers.{i}.sketch.gate` (not in a plain FFN) and `….up`, as native/quant/sketch.h has them,
-and `….vectors`, f32 [5, ffn]: what is to be added to gate and up, the length of each neuron's column of `down`, and the
-standard deviations of what gate and up are wrong by; all in the store's order of neurons. Each tensor starts at a
-multiple of 4 KiB. The metadata's `sketch` has the rest, and `crc32c` the checksums (hotset.formats.checksums).
+and `….vectors`, f32 [6, ffn]: what is to be added to gate and up, the length of each neuron's column of `down`, the
+standard deviations of what gate and up are wrong by, and what up's activation is taken to be at most; all in the
+store's order of neurons. Each tensor starts at a multiple of 4 KiB. The metadata's `sketch` has the rest, and `crc32c`
+the checksums (hotset.formats.checksums).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class SketchFacts:
     candidates: float  # share of neurons computed
     wanted: float  # share that would be read if none were in memory
     perplexity_change: float  # relative, expected on text like that held out
+    up_share: float  # share of the neurons whose gate leaves it open whether they are computed, so that up is looked at
 
     def limits(self, zeros: float) -> tuple[float, ...]:
         """[layers]: least scores that leave out about this share of every layer's neurons."""
@@ -56,6 +58,7 @@ class Sketch:
     facts: SketchFacts
     offsets: tuple[tuple[int, int, int], ...]  # by layer: gate (0: none), up, vectors
     bytes: int  # of all tensors
+    bytes_read: int  # of these for a token, on average
 
 
 def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
@@ -74,7 +77,9 @@ def read_sketch(folder: Path, neurons: NeuronInfo) -> Sketch | None:
     for layer in range(neurons.layers):
         at = {part: _offset(path, header, facts.bits, neurons, layer, part) for part in parts}
         offsets.append((at.get("gate", 0), at["up"], at["vectors"]))
-    return Sketch(path, facts, tuple(offsets), sum(entry.bytes for entry in header.entries.values()))
+    size = sum(entry.bytes for entry in header.entries.values())
+    ups = sum(header.entries[_name(layer, "up")].bytes for layer in range(neurons.layers))
+    return Sketch(path, facts, tuple(offsets), size, size - int((1 - facts.up_share) * ups))
 
 
 def verify_sketch(folder: Path) -> None:
@@ -86,7 +91,7 @@ def verify_sketch(folder: Path) -> None:
 def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Part]], facts: SketchFacts) -> Path:
     """Writes a sketch beside a packed store, whole or not at all.
 
-    layers: of each its parts "gate", "up" (sketches) and "vectors" [5, ffn], made when they are asked for.
+    layers: of each its parts "gate", "up" (sketches) and "vectors" [6, ffn], made when they are asked for.
     """
     path, partial = folder / SKETCH_FILE, folder / f".{SKETCH_FILE}.partial"
     about = asdict(facts) | {"order_crc32c": order_crc32c(neurons)}
@@ -109,7 +114,7 @@ def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Pa
 def _bytes(neurons: NeuronInfo, bits: int, part: str) -> int:
     from hotset import _core
 
-    return 20 * neurons.ffn if part == "vectors" else _core.sketch_bytes(bits, neurons.ffn, neurons.hidden)
+    return 24 * neurons.ffn if part == "vectors" else _core.sketch_bytes(bits, neurons.ffn, neurons.hidden)
 
 
 def _header(neurons: NeuronInfo, bits: int, about: Json) -> bytes:
@@ -140,8 +145,10 @@ def _facts(path: Path, header: Header, neurons: NeuronInfo) -> SketchFacts:
     fine = all(_are_numbers(v, neurons.layers) for v in limits) and isinstance(quantiles, list)
     if not fine or len(quantiles) != neurons.layers or not all(_are_numbers(q, len(SHARES)) for q in quantiles):
         raise FormatError(f"{path} must have limits for each of {neurons.layers} layers; make it again")
-    if not all(_is_number(about[name]) for name in ("candidates", "wanted", "perplexity_change")):
+    if not all(_is_number(about[name]) for name in ("candidates", "wanted", "perplexity_change", "up_share")):
         raise FormatError(f"{path}: what it says of its quality is no number; make it again")
+    if not 0 <= about["up_share"] <= 1:
+        raise FormatError(f"{path}: up_share is {about['up_share']}, wanted 0 to 1; make it again")
     if about.pop("order_crc32c") != order_crc32c(neurons):
         raise UsageError(f"{path} was made for another order of neurons; make it again, or remove it")
     return SketchFacts(
@@ -152,6 +159,7 @@ def _facts(path: Path, header: Header, neurons: NeuronInfo) -> SketchFacts:
         float(about["candidates"]),
         float(about["wanted"]),
         float(about["perplexity_change"]),
+        float(about["up_share"]),
     )
 
 

@@ -70,7 +70,7 @@ def forecast(
 
     resident_bytes: weights besides the FFNs that every token reads (attention, head).
     """
-    before = resident_bytes + sizes.predictor_bytes(predictor)
+    before = resident_bytes + sizes.predictor_reads(predictor)
     moved = before + _vectors(sizes, predictor, demand) * sizes.vector_bytes
     needs: dict[Bound, float] = {
         "drive": rates.least_drive_seconds(demand.requests, demand.read_bytes, sizes.stride),

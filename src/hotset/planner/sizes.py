@@ -41,6 +41,7 @@ class NeuronSizes:
     low_rank_bytes: int = 0  # predictors that came with the store; 0: none
     low_rank_ahead: bool = False  # whether these are given the input of the layer before
     sketch_bytes: int = 0  # low-bit copies of gate and up; 0: none
+    sketch_read: int = 0  # bytes of these that a token reads, on average
     stride_without_gate: int = 0  # what is read and held where the gates are in memory already; 0: the same
     spill: int | None = None  # places for missing neurons of a layer, where scores are estimates; None: as usual
 
@@ -64,6 +65,11 @@ class NeuronSizes:
             return 0
         matrices = {"gate": self.gate_bytes, "sketch": self.sketch_bytes, "low-rank": self.low_rank_bytes}[predictor]
         return matrices + 4 * _TILE * (self.ffn + 63)
+
+    def predictor_reads(self, predictor: Predictor) -> int:
+        """Bytes of it that a token reads, on average."""
+        left = self.sketch_bytes - self.sketch_read if predictor == "sketch" else 0
+        return self.predictor_bytes(predictor) - left
 
     def layers_at_work(self, predictor: Predictor) -> int:
         """Whose neurons are in use at a time."""

@@ -31,6 +31,7 @@ def neuron_sizes(store: Store, model: Model, trained: Predictors | None, sketch:
         gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
         low_rank_bytes=trained.bytes if trained else 0,
         sketch_bytes=sketch.bytes if sketch else 0,
+        sketch_read=sketch.bytes_read if sketch else 0,
         low_rank_ahead=trained.ahead if trained else False,
         stride_without_gate=min(info.stride, -(-before_gate // max(alignment, 64)) * max(alignment, 64)),
     )

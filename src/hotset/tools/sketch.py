@@ -33,6 +33,7 @@ from hotset.tools.train_predictor_inputs import Floats, Neurons, capture, read_n
 
 _TABLES = ("thresholds", "predicted", "recall")
 _TRIED = 512  # held-out tokens from which thresholds are taken
+_STEPS = 1001  # quantiles of what scores are at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def _making(
     passages = bench.passages(core, held_out, options.measure)
     count = sum(len(window) - 1 for window in training)
     sparsity, tried, quantiles = read_sparsity(store), list[Tried](), list[tuple[float, ...]]()
+    bounds: list[Floats] = []
     made: list[list[Part]] = []
     for layer in range(bench.info.layers):
         neurons = read_neurons(store, model, layer)
@@ -117,12 +119,14 @@ def _making(
         scores, contributions = guessed.contributions(x), neurons.contributions(x)
         if sparsity is not None and sparsity.method == "contribution":
             contributions[contributions < sparsity.thresholds[layer]] = 0
+        if guessed.gate is not None:
+            bounds.append(np.quantile(guessed.bounds(x), np.linspace(0, 1, _STEPS)).astype(np.float32))
         tried.append(try_scores(scores, np.square(contributions)))
         quantiles.append(tuple(np.quantile(scores, SHARES).tolist()))
         made.append(parts)
         progress(layer + 1, bench.info.layers, "layers")
     none = (0.0,) * bench.info.layers
-    facts = SketchFacts(options.bits, none, none, tuple(quantiles), 1.0, 1.0, 0.0)
+    facts = SketchFacts(options.bits, none, none, tuple(quantiles), 1.0, 1.0, 0.0, 1.0)
     write_sketch(work, bench.info, made, facts)
     sketch = read_sketch(work, bench.info)
     tables = Thresholds(LOSSES, *(np.array([getattr(t, part) for t in tried]) for part in _TABLES))
@@ -147,6 +151,7 @@ def _making(
         candidates=quality.predicted,
         wanted=min(wanted, quality.predicted),
         perplexity_change=quality.change,
+        up_share=_open(bounds, keep),
     )
     path = write_sketch(folder, bench.info, made, facts)
     assert sketch is not None
@@ -158,6 +163,14 @@ def _found(layers: Sequence[Tried], energy: float) -> Found:
     active = np.array([layer.active for layer in layers])
     recall = (np.array([recall for _, _, recall, _ in at]) * active).sum() / max(active.sum(), 1e-9)
     return Found(float(active.mean()), float(np.mean([predicted for _, predicted, _, _ in at])), float(recall))
+
+
+def _open(bounds: Sequence[Floats], keep: Sequence[float]) -> float:
+    """Share of the neurons that reach `keep` as far as their gates tell. bounds: quantiles of the most that scores are,
+    by layer; none in plain FFNs, of which every neuron is looked at.
+    """
+    shares = [1 - np.searchsorted(b, k) / len(b) for b, k in zip(bounds, keep, strict=False)]
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def sketch_options(
@@ -172,7 +185,7 @@ def sketch_layer(neurons: Neurons, x: Floats, bits: int, threads: int = 0) -> tu
     """The parts of a layer's sketch, and the layer as the sketch has it. x: inputs [tokens, hidden].
 
     Columns count by their mean square in x. What a sketch is wrong by for the mean of x is added to its limits; its
-    scores are the expected ones under the rest.
+    scores are the expected ones under the rest, with ups no larger than the largest of x.
     """
     mean = x.mean(axis=0)
     importance = np.square(x).mean(axis=0) + np.float32(1e-12)
@@ -190,6 +203,14 @@ def sketch_layer(neurons: Neurons, x: Floats, bits: int, threads: int = 0) -> tu
         changed[f"{role}_limit"] = limit - wrong @ mean
         noise.append(np.sqrt(np.square(wrong) @ np.maximum(importance - np.square(mean), 0)))
     guessed = replace(neurons, **changed, noise=tuple(noise))  # type: ignore[arg-type]
+    most = _largest(guessed, x)
     offsets = guessed.offsets()
-    vectors = np.stack([offsets[0], offsets[-1], neurons.reach, noise[0], noise[-1]]).astype("<f4")
-    return [*parts, ("vectors", vectors)], guessed
+    vectors = [offsets[0], offsets[-1], neurons.reach, noise[0], noise[-1], most]
+    return [*parts, ("vectors", np.stack(vectors).astype("<f4"))], replace(guessed, most=most)
+
+
+def _largest(guessed: Neurons, x: Floats) -> Floats:
+    """[ffn]: the largest size of up's activation that is expected for any of x."""
+    parts = [guessed.expected(x[i : i + STEP])[-1].max(axis=0) for i in range(0, len(x), STEP)]
+    out: Floats = np.max(parts, axis=0)
+    return out

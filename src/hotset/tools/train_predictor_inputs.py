@@ -67,6 +67,7 @@ class Neurons:
     up_limit: Floats
     reach: Floats  # [ffn]: ‖down‖ of each
     noise: tuple[Floats, ...] = ()  # [ffn] each: of gate, if there is one, and up, where they are known inexactly
+    most: Floats | None = None  # [ffn]: what up's activation is taken to be at most, where it is known inexactly
 
     def margins(self, x: Floats) -> list[Floats]:
         """How far gate, if there is one, and up are above their limits: [tokens, ffn] each."""
@@ -77,18 +78,34 @@ class Neurons:
         """|product| ‖down‖ of every neuron as the engine computes it, with noise what it expects; [tokens, ffn]."""
         c, isa = self.config, _core.select_isa()
         gate_threshold, up_threshold = _limits(c)
-        branches = [np.ascontiguousarray((m + t).ravel()) for m, t in zip(self.margins(x), self._added(), strict=True)]
         if self.noise:
-            acts = ((c.act_gate, gate_threshold), (c.act_up, up_threshold))
-            noise = [np.tile(s, len(x)).astype(np.float32) for s in self.noise]
-            means = [_core.expected(isa, *act, s, b) for act, s, b in zip(acts, noise, branches, strict=False)]
-            product = np.prod(means, axis=0)
-        elif self.gate is None:
+            first, *second = self.expected(x)
+            bound = np.inf if self.most is None else self.most
+            return first * self.reach if not second else first * np.minimum(second[0], bound) * self.reach
+        branches = [np.ascontiguousarray((m + t).ravel()) for m, t in zip(self.margins(x), self._added(), strict=True)]
+        if self.gate is None:
             product = _core.activate(isa, c.act_gate, gate_threshold, branches[0])
         else:
             gate, up = branches
             product = _core.glu(isa, c.act_gate, c.act_up, gate, up, gate_threshold, up_threshold)
         out: Floats = np.abs(product.reshape(len(x), -1)) * self.reach
+        return out
+
+    def expected(self, x: Floats) -> list[Floats]:
+        """What the sizes of gate's activation, if there is one, and up's are under the noise; [tokens, ffn] each."""
+        c, isa = self.config, _core.select_isa()
+        acts = zip((c.act_gate, c.act_up), _limits(c), strict=True)
+        found = []
+        for act, noise, margin, added in zip(acts, self.noise, self.margins(x), self._added(), strict=False):
+            argument = np.ascontiguousarray((margin + np.float32(added)).ravel())
+            mean = _core.expected(isa, *act, np.tile(noise, len(x)).astype(np.float32), argument)
+            found.append(np.abs(mean).reshape(len(x), -1))
+        return found
+
+    def bounds(self, x: Floats) -> Floats:
+        """What contributions are at most, by what the gate alone says: [tokens, ffn]. Wants noise and `most`."""
+        assert self.most is not None
+        out: Floats = self.expected(x)[0] * self.most * self.reach
         return out
 
     def offsets(self) -> list[Floats]:

@@ -78,6 +78,23 @@ struct Vec {
   static I shift_left(I v) {
     return _mm256_slli_epi32(v, kShift);
   }
+  template <int kShift>
+  static I shift_right(I v) {
+    return _mm256_srli_epi32(v, kShift);
+  }
+  static I bits(I v, int32_t mask, int32_t set) {
+    return _mm256_or_si256(_mm256_and_si256(v, set_int(mask)), set_int(set));
+  }
+  static I bits(I v, int32_t mask, I set) { return _mm256_or_si256(_mm256_and_si256(v, set_int(mask)), set); }
+  static I dot_codes(const I* codes, const int8_t* a, I sum) {
+    I pairs = zero_int();  // at most 8 * 2 * 14 * 127
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const I x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + j * 64));
+      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes[j], x));
+    }
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
   static F as_float(I v) { return _mm256_castsi256_ps(v); }
   static I as_int(F v) { return _mm256_castps_si256(v); }
   struct Words {

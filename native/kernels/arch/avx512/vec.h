@@ -78,6 +78,27 @@ struct Vec {
   static I shift_left(I v) {
     return _mm512_slli_epi32(v, kShift);
   }
+  template <int kShift>
+  static I shift_right(I v) {
+    return _mm512_srli_epi32(v, kShift);
+  }
+  static I bits(I v, int32_t mask, int32_t set) {
+    return _mm512_ternarylogic_epi32(v, set_int(mask), set_int(set), 0xea);  // (v & mask) | set
+  }
+  static I bits(I v, int32_t mask, I set) { return _mm512_ternarylogic_epi32(v, set_int(mask), set, 0xea); }
+  static I dot_codes(const I* codes, const int8_t* a, I sum) {
+#ifdef __AVX512VNNI__
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) sum = _mm512_dpbusd_epi32(sum, codes[j], _mm512_loadu_si512(a + j * 64));
+    return sum;
+#else
+    I pairs = zero_int();  // at most 8 * 2 * 14 * 127
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j)
+      pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(codes[j], _mm512_loadu_si512(a + j * 64)));
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+  }
   static F as_float(I v) { return _mm512_castsi512_ps(v); }
   static I as_int(F v) { return _mm512_castps_si512(v); }
   struct Words {

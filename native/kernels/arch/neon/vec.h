@@ -104,6 +104,31 @@ struct Vec {
     low = vuzp1q_s32(a, b);
     high = vuzp2q_s32(a, b);
   }
+  template <int kShift>
+  static I shift_right(I v) {
+    return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(v), kShift));
+  }
+  static I bits(I v, int32_t mask, int32_t set) { return bits(v, mask, set_int(set)); }
+  static I bits(I v, int32_t mask, I set) { return vorrq_s32(vandq_s32(v, set_int(mask)), set); }
+  static I dot_codes(const I* codes, const int8_t* a, I sum) {
+#ifdef __ARM_FEATURE_DOTPROD
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      sum = vdotq_s32(sum, vreinterpretq_s8_s32(codes[j]), vld1q_s8(a + j * 64));
+    }
+    return sum;
+#else
+    int16x8_t low = vdupq_n_s16(0), high = low;  // at most 8 * 14 * 127
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const int8x16_t code = vreinterpretq_s8_s32(codes[j]), x = vld1q_s8(a + j * 64);
+      low = vmlal_s8(low, vget_low_s8(code), vget_low_s8(x));
+      high = vmlal_high_s8(high, code, x);
+    }
+    return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+  }
+  static F as_float(I v) { return vreinterpretq_f32_s32(v); }
 };
 
 // One group of a strip of 4 rows, signed: codes minus the code that means 0.

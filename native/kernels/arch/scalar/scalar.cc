@@ -82,6 +82,17 @@ struct Vec {
     add_product(high, x.b >> 16, w.b);
   }
   static void separate(I&, I&) {}
+  template <int kShift>
+  static I shift_right(I v) {
+    return static_cast<I>(static_cast<uint32_t>(v) >> kShift);
+  }
+  static I bits(I v, int32_t mask, int32_t set) { return (v & mask) | set; }
+  static I dot_codes(const I* codes, const int8_t* a, I sum) {
+    for (int j = 0; j < 8; ++j)
+      for (int b = 0; b < 4; ++b) sum += (codes[j] >> 8 * b & 15) * a[j * 64 + b];
+    return sum;
+  }
+  static F as_float(I v) { return std::bit_cast<float>(v); }
 };
 
 template <quant::Format f>

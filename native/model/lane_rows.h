@@ -5,7 +5,7 @@
 #include "kernels/kernels.h"
 #include "quant/neuron.h"
 
-namespace hotset::pipeline {
+namespace hotset::model {
 
 class LaneRows {
  public:
@@ -32,4 +32,4 @@ class LaneRows {
   int32_t* s_;
 };
 
-}  // namespace hotset::pipeline
+}  // namespace hotset::model
