@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.formats.profile import Profile, fingerprint
+from hotset.formats.profile import SAMPLE, Profile, fingerprint
 from hotset.formats.store import Store
 from hotset.tools.profile_counts import Counter
 from hotset.tools.profile_neighbours import neighbours
@@ -36,7 +36,7 @@ def activity(tokens: int, layers: int, ffn: int, together: float, seed: int = 0)
 
 def profile_of_activity(store: Store | None, active: Active) -> Profile:
     tokens, layers, ffn = active.shape
-    counter = Counter(layers, ffn, tokens, sample=1024, trace=512)
+    counter = Counter(layers, ffn, tokens, sample=SAMPLE, trace=512)
     bits = np.packbits(active, axis=2, bitorder="little")
     for first in range(0, tokens, WINDOW):
         counter.add(bits[first : first + WINDOW])

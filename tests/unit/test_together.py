@@ -33,7 +33,7 @@ def use_of(profile: Profile, orders: Orders, *, independent: bool = False) -> Ne
     shares = np.array([profile.rates(b) for b in range(1, 9)], np.float32)
     for layer, order in enumerate(orders):
         shares[:, layer] = shares[:, layer, order]
-    return neuron_use(shares, None, None if independent else pairs(profile.trace, orders))
+    return neuron_use(shares, None, None if independent else pairs(profile.trace, orders, profile.sampled_every))
 
 
 def stored(profile: Profile, orders: Orders) -> NDArray[np.bool_]:
@@ -45,10 +45,10 @@ def test_pairs_are_those_of_the_trace() -> None:
     active = activity(512, 2, 60, 0.5)
     profile = profile_of_activity(None, active)
     orders = orders_of(profile, "frequency")
-    found = pairs(profile.trace, orders)
-    assert found is not None and found.tokens == 504
+    found = pairs(profile.trace, orders, apart=3)
+    assert found is not None and found.tokens == 504 - 168
     for layer, order in enumerate(orders):
-        coming = [active[t, layer] & ~active[t - 8 : t, layer].any(axis=0) for t in range(8, 512)]
+        coming = [active[t, layer] & ~active[t - 8 : t, layer].any(axis=0) for t in range(8, 512) if t % 3]
         for k, distance in np.ndindex(60, 1 + DISTANCES):
             other = order[k + distance] if k + distance < 60 else None
             both = sum(int(token[order[k]] and token[other]) for token in coming) if other is not None else 0

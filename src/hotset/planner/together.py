@@ -41,22 +41,26 @@ class Pairs:
         return found
 
 
-def pairs(trace: NDArray[np.uint8], orders: Sequence[NDArray[np.int32]]) -> Pairs | None:
+def pairs(trace: NDArray[np.uint8], orders: Sequence[NDArray[np.int32]], apart: int = 0) -> Pairs | None:
     """Counts them; None of a trace too short to tell anything.
 
     trace: [tokens, layers, ceil(ffn / 8)], of consecutive tokens, bit i % 8 of byte i / 8 is the model's neuron i.
     orders: [layers][ffn], the model's own index of the k-th neuron stored.
+    apart: neighbours were found from every so manieth token, which thus tells nothing of others; 0: from none.
     """
     if len(trace) < _LEAST_TOKENS:
         return None
+    others = np.ones(len(trace) - _ABSENT, np.bool_)
+    if apart:
+        others[-_ABSENT % apart :: apart] = False
     counts = np.zeros((1 + DISTANCES, len(orders), len(orders[0])), np.uint16)
     for layer, order in enumerate(orders):
-        coming = np.unpackbits(_coming(trace[:, layer]), axis=1, count=order.size, bitorder="little")
+        coming = np.unpackbits(_coming(trace[:, layer])[others], axis=1, count=order.size, bitorder="little")
         bits = np.packbits(coming, axis=0)[:, order]  # [tokens / 8, ffn]
         for distance in range(1 + DISTANCES):
             both = bits[:, : order.size - distance] & bits[:, distance:]
             counts[distance, layer, : both.shape[1]] = _ONES[both].sum(axis=0, dtype=np.uint16)
-    return Pairs(counts, len(trace) - _ABSENT)
+    return Pairs(counts, int(others.sum()))
 
 
 def _coming(active: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -61,7 +61,7 @@ def ordered(
         finds["low-rank"] = _found(trained, trained.energy, active)
     if sketch:
         finds["sketch"] = Finds(sketch.facts.candidates, sketch.facts.wanted, _STEADY)
-    return Profiled(shares, finds, both, pairs(profile.trace, orders))
+    return Profiled(shares, finds, both, pairs(profile.trace, orders, profile.sampled_every))
 
 
 def giving_up(known: Profiled, trained: Predictors, energy: float) -> Profiled:
