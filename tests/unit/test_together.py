@@ -68,13 +68,14 @@ def test_a_plan_expects_as_many_requests_as_a_replay_counts(together: float) -> 
         found, chance = use.cold(border, slots, REACH), alone.cold(border, slots, REACH)
         assert found.missed == chance.missed == pytest.approx(missed, rel=0.12), kind
         # Requests and reads for each missed neuron: how many miss is the business of other tests.
-        assert found.requests / found.missed == pytest.approx(counted / missed, rel=0.1), kind
+        assert found.requests / found.missed == pytest.approx(counted / missed, rel=0.12), kind
         assert found.read / found.missed == pytest.approx(read / missed, rel=0.1), kind
         requests[kind] = (found.requests / found.missed, counted / missed, chance.requests / chance.missed)
     expected, counted, independent = (np.array(x) for x in zip(*requests.values(), strict=True))
     gain = 1 - counted[2] / counted[1]
     assert (gain > 0.1) if together else (abs(gain) < 0.03)
-    assert 1 - expected[2] / expected[1] == pytest.approx(gain, abs=0.05)
+    # The replay has a quarter of tokens that the order was made from; what is expected has not.
+    assert 1 - expected[2] / expected[1] == pytest.approx(gain, abs=0.07)
     assert independent[2] == pytest.approx(independent[1], rel=0.03), "chance knows no order"
 
 
