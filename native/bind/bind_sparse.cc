@@ -85,7 +85,8 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
                   std::string predictor, std::vector<float> keep, std::vector<float> fetch,
                   std::vector<std::pair<model::TensorRef, model::TensorRef>> low_rank, bool relu,
                   std::string backend, size_t depth, bool draft_only, bool ahead,
-                  const pipeline::SketchFile* sketch, bool overlap, size_t spill) {
+                  const pipeline::SketchFile* sketch, bool overlap, size_t spill, size_t merged_bytes,
+                  size_t gap_bytes) {
   if (predictor != "all" && predictor != "gate" && predictor != "low-rank" && predictor != "sketch")
     throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate, low-rank or sketch");
   if ((predictor == "sketch") != (sketch != nullptr))
@@ -103,7 +104,7 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
                           draft_only,
                           ahead,
                           overlap,
-                          {std::move(backend), depth, true}},
+                          {std::move(backend), depth, true, merged_bytes, gap_bytes}},
                          std::move(predictor),
                          {},
                          relu};
@@ -168,5 +169,7 @@ void bind_sparse(nb::module_& m) {
            nb::arg("predictor") = "all", nb::arg("keep") = nb::list(), nb::arg("fetch") = nb::list(),
            nb::arg("low_rank") = nb::list(), nb::arg("relu") = false, nb::arg("backend") = "auto",
            nb::arg("depth") = 64, nb::arg("draft_only") = false, nb::arg("ahead") = false,
-           nb::arg("sketch") = nb::none(), nb::arg("overlap") = true, nb::arg("spill") = SIZE_MAX);
+           nb::arg("sketch") = nb::none(), nb::arg("overlap") = true, nb::arg("spill") = SIZE_MAX,
+           nb::arg("merged_bytes") = hotset::io::ReaderOptions{}.merged_bytes,
+           nb::arg("gap_bytes") = hotset::io::ReaderOptions{}.gap_bytes);
 }

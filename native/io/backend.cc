@@ -17,6 +17,8 @@ constexpr uint64_t kMaxRead = uint64_t{1} << 30;  // read(2) stops at 2 GiB less
                 ", " + std::to_string(read.dst.size()) + " bytes): " + why);
 }
 
+constexpr size_t kBlock = 4096;  // buffers of transfers begin at multiples of it, whatever drive it is
+
 uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
@@ -25,7 +27,7 @@ uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 QueueReader::QueueReader(File file, const ReaderOptions& options)
     : file_(std::move(file)),
       depth_(options.depth),
-      merged_bytes_(options.merged_bytes),
+      merged_bytes_(options.merged_bytes / kBlock * kBlock),
       gap_bytes_(options.gap_bytes),
       slots_(16 * options.depth) {
   for (size_t i = slots_.size(); i-- > 0;) free_.push_back(static_cast<uint32_t>(i));

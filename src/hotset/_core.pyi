@@ -167,7 +167,8 @@ class SparseOptions:
     [layers] least score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank,
     hidden], up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the
     predictor; ahead: maps of all layers but the first are given the input of the layer before; sketch: of "sketch";
-    overlap=False: a layer's reads are waited for before any of its neurons is computed.
+    overlap=False: a layer's reads are waited for before any of its neurons is computed; merged_bytes, gap_bytes:
+    missing neurons are one request up to so many bytes (0: each its own), with at most so many between two of them.
     """
 
     def __init__(
@@ -187,6 +188,8 @@ class SparseOptions:
         sketch: SketchFile | None = None,
         overlap: bool = True,
         spill: int = ...,
+        merged_bytes: int = 131072,
+        gap_bytes: int = 32768,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------

@@ -240,4 +240,6 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         sketch=sketch,
         overlap=plan.overlap,
         spill=spill_places(plan.predictor, model.config.ffn) if plan.spill is None else plan.spill,
+        merged_bytes=plan.merged_bytes,
+        gap_bytes=plan.gap_bytes,
     )

@@ -134,7 +134,7 @@ def test_the_benchmark_drafts_where_the_plan_does(story: Store, tight: int, foll
 def test_evaluations_see_what_predictors_lose(story: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with so little memory that drafts would be taken."""
     monkeypatch.setattr("hotset.tools.plan.host_rates", lambda _: ORDERED)
-    small = Memory(100 * MIB, 1196 * MIB // 10)
+    small = Memory(100 * MIB, 1200 * MIB // 10)
     monkeypatch.setattr("hotset.tools.plan.Host", Namespace(measure=lambda: small))
     assert make_plan(story, resolve(story.config), Wishes(predict="auto")).drafts
     with _opened(Variant("predicted", str(story.path), predicted=True), story.path, None) as llm:

@@ -11,6 +11,7 @@ import typer
 from hotset.cli.options import JsonFlag, complete_model
 from hotset.cli.progress import progress_bar
 from hotset.cli.text import human_bytes, note, print_json
+from hotset.errors import UsageError
 
 if TYPE_CHECKING:
     from hotset.tools.pack import PackReport
@@ -37,14 +38,30 @@ def pack(
         str,
         typer.Option(
             metavar="auto|none|frequency|coactivation",
-            help="How neurons follow each other; auto: by frequency if the store has a profile.",
+            help="How neurons follow each other; auto: by a profile, so that the drive reads least often.",
         ),
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace what DEST is now.")] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads for packing; 0: all cores.")] = 0,
     json: JsonFlag = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Pack nothing; print what each option would cost on this host.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="With --explain: the budget to run in, such as 3GB.")
+    ] = None,
+    predict: Annotated[
+        str, typer.Option(metavar="exact|auto", help="With --explain: auto allows the predictors of a packed STORE.")
+    ] = "exact",
 ) -> None:
     """Pack a store for reading single neurons. Stopped or interrupted, it goes on from there when run again."""
+    if explain:
+        from hotset.cli.pack_costs import print_costs
+
+        print_costs(store, dest, {"fmt": fmt, "stride": stride, "order": order}, memory, predict, json)
+        return
+    if memory is not None or predict != "exact":
+        raise UsageError("--memory and --predict say for what --explain plans; packing depends on neither")
     from hotset.tools.pack import pack as tool
 
     with progress_bar(not json) as progress:

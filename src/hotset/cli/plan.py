@@ -118,6 +118,12 @@ def _mode(made: Plan) -> str:
     return f"predicted, loss {'as calibrated' if made.loss is None else f'at most {made.loss:.2%}'}"
 
 
+def _joined(made: Plan) -> str:
+    if not made.merged_bytes:
+        return "each neuron its own"
+    return f"up to {human_bytes(made.merged_bytes)} as one, gaps up to {human_bytes(made.gap_bytes)}"
+
+
 def table(made: Plan) -> list[str]:
     """The plan for people."""
     neurons = sum(made.hot)
@@ -126,7 +132,7 @@ def table(made: Plan) -> list[str]:
         "predictor": f"{made.predictor} ({_mode(made)})",
         "hot": f"{neurons} neurons, {min(made.hot)} to {max(made.hot)} a layer",
         "cold": f"{made.cold_slots} slots, {made.policy}",
-        "reads": f"{made.depth} in flight, {made.backend}",
+        "reads": f"{made.depth} in flight, {made.backend}; {_joined(made)}",
         "tokens": f"context {made.context}, prompts by {made.prefill_chunk}; {made.threads} threads",
     }
     lines = [f"{name:<10} {text}" for name, text in rows.items()]

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hotset.planner.rates import Rates
+from hotset.planner.read_sizes import ReadSizes
 from hotset.planner.sizes import NeuronSizes, Predictor
 from hotset.planner.use import Reach
 
 Bound = Literal["drive", "memory", "compute"]
-# Of one request, and between two neurons that are read with them: io::ReaderOptions.
-_MERGED_BYTES, _GAP_BYTES = 128 << 10, 32 << 10
 _CHOOSE_S = 3e-9  # of one thread, to look at the score of a neuron
 
 
@@ -60,7 +59,7 @@ class Forecast:
 
 def reach(sizes: NeuronSizes) -> Reach:
     """Of the reads of missing neurons."""
-    return Reach(max(1, _MERGED_BYTES // sizes.stride), _GAP_BYTES // sizes.stride)
+    return ReadSizes(sizes.merged_bytes, sizes.gap_bytes).reach(sizes.stride)
 
 
 def forecast(

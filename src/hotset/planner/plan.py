@@ -13,6 +13,7 @@ from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, Forecast, forecast, reach, reads_in_order_win
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import NeuronSizes, Predictor
+from hotset.planner.together import Pairs
 from hotset.planner.use import Cold, Finds, NeuronUse, neuron_use
 
 POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
@@ -29,16 +30,17 @@ class Profiled:
     """What is known of a model's neurons: in which share of the runs of tokens each is active, in store order.
 
     shares: [n, layers, ffn], see neuron_use(). finds: by predictor, if it does not find exactly the active neurons.
-    both: gate and up are each zero for some inputs.
+    both: gate and up are each zero for some inputs. near: which neurons are active together; None: not known.
     """
 
     shares: NDArray[np.float32]
     finds: Mapping[Predictor, Finds]
     both: bool = False
+    near: Pairs | None = None
 
     def use(self, predictor: Predictor) -> NeuronUse:
         """Of the neurons that a predictor has computed and read."""
-        return neuron_use(self.shares, self.finds.get(predictor))
+        return neuron_use(self.shares, self.finds.get(predictor), self.near)
 
     def demand(self, placement: Placement, sizes: NeuronSizes, use: NeuronUse | None = None) -> Demand:
         """Of a token. use: of the placement's predictor, if it is at hand."""

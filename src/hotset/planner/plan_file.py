@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
-from hotset.planner.sizes import POLICIES, Predictor
+from hotset.planner.sizes import GAP_BYTES, MERGED_BYTES, MOST_MERGED, POLICIES, READ_BLOCK, Predictor
 
 FORMAT_VERSION = 1
 Embedding = Literal["memory", "drive"]
@@ -53,6 +53,8 @@ class Plan:
     embedding: Embedding = "memory"  # "drive": the rows of each step's tokens are read from there
     spill: int | None = None  # places for a layer's missing neurons, where scores are estimates; None: as usual
     drafts: bool = False  # the predictor only drafts tokens, which a pass over all neurons verifies
+    merged_bytes: int = MERGED_BYTES  # most that missing neurons near each other are read with as one request
+    gap_bytes: int = GAP_BYTES  # most between two of them
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
@@ -126,11 +128,22 @@ def _parsed(data: dict[str, Any]) -> Plan:
     plan = Plan(**given | {"hot": tuple(data["hot"]), "notes": tuple(data["notes"]), "drafts": drafts})
     spill = () if plan.spill is None else (plan.spill,)
     sizes = (*plan.hot, *spill, plan.cold_slots, *plan.memory.values())
-    numbers = (*sizes, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
+    numbers = (
+        *sizes,
+        plan.merged_bytes,
+        plan.gap_bytes,
+        plan.depth,
+        plan.threads,
+        plan.context,
+        plan.kv_tokens,
+        plan.prefill_chunk,
+    )
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("a number is no whole number of at least 0")
     if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
+    if plan.merged_bytes % READ_BLOCK or plan.merged_bytes > MOST_MERGED:
+        raise ValueError(f"merged_bytes is a multiple of {READ_BLOCK} and at most {MOST_MERGED}")
     if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
     if plan.embedding not in ("memory", "drive"):

@@ -57,6 +57,10 @@ class Rates:
         seconds = (1 - share) / self.random_reads_per_s[low] + share / self.random_reads_per_s[high]
         return 1 / seconds
 
+    def read_seconds(self, block_bytes: int) -> float:
+        """The drive's share of its time that a read of this size takes, others beside it."""
+        return 1 / self.reads_per_s(block_bytes)
+
     def drive_seconds(self, requests: float, read_bytes: float) -> float:
         """That so many requests take, each taken as one of the mean size."""
         return requests / self.reads_per_s(round(read_bytes / requests)) if requests else 0.0

@@ -13,7 +13,11 @@ _TILE = 16  # rows of scores
 # Of every neuron: place in the cache, and checksums with and without gate.
 _TABLE_BYTES = 4 + 4 + 4
 _SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
-_BOUNCE_BYTES = 64 * (128 << 10)  # of reads that go as one request, native/io/backend.h
+_BOUNCES = 64  # buffers of reads that go as one request, native/io/backend.h
+# Of one request, and between two neurons that are read with it, where the drive was not probed: io::ReaderOptions.
+MERGED_BYTES, GAP_BYTES = 128 << 10, 32 << 10
+READ_BLOCK = 4096  # of which merged_bytes is a multiple
+MOST_MERGED = 16 << 20  # as each buffer takes so much
 _THREAD_BYTES = 1 << 20  # products of 32 neurons for 128 tokens, and lists of them
 
 
@@ -43,6 +47,8 @@ class NeuronSizes:
     sketch_bytes: int = 0  # low-bit copies of gate and up; 0: none
     sketch_read: int = 0  # bytes of these that a token reads, on average
     stride_without_gate: int = 0  # what is read and held where the gates are in memory already; 0: the same
+    merged_bytes: int = MERGED_BYTES  # most that missing neurons near each other are read with as one request
+    gap_bytes: int = GAP_BYTES  # most between two of them
     spill: int | None = None  # places for missing neurons of a layer, where scores are estimates; None: as usual
 
     def of(self, predictor: Predictor) -> NeuronSizes:
@@ -101,7 +107,7 @@ class NeuronSizes:
 
     def overhead_bytes(self, step_tokens: int, threads: int) -> int:
         """Everything but the neurons in memory and the predictor: tables, and buffers of prompts."""
-        buffers = _RING * PIECE_NEURONS * self.stride + _BOUNCE_BYTES
+        buffers = _RING * PIECE_NEURONS * self.stride + _BOUNCES * self.merged_bytes
         # Products of a piece with their places, and activations as int8 with scales.
         prompts = step_tokens * (PIECE_NEURONS * 6 + self.hidden * 5 // 4)
         return self.neurons * _TABLE_BYTES + buffers + prompts + threads * _THREAD_BYTES

@@ -11,6 +11,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.planner.together import Pairs
+
 Floats = NDArray[np.float64]
 
 _BLOCK = 64  # neurons whose mean stands for them where the order is not strictly by frequency
@@ -41,10 +43,18 @@ class Reach:
     together: int = 1  # most from the first to the last
     gap: int = 0  # most between two, which are read, too
 
-    def requests(self, missed: Floats) -> tuple[Floats, Floats]:
-        """(requests, neurons read) for each missed one, where so large a share is missed, independently."""
+    def requests(self, missed: Floats, lifts: Floats | None = None) -> tuple[Floats, Floats]:
+        """(requests, neurons read) for each missed one, where so large a share is missed.
+
+        missed: [groups]. lifts: [distances, groups] how much likelier a neuron is missed that lies 1, 2, … after a
+        missed one, as those further on, too; None: independently.
+        """
         between = np.arange(self.gap + 1)[:, None]
-        next_after = missed * (1 - missed) ** between  # chance that so many lie between this one and the next
+        also = missed + 0.0 * between
+        if lifts is not None:
+            also = np.minimum(also * lifts[np.minimum(between[:, 0], len(lifts) - 1)], 1.0)
+        none_before = np.cumprod(np.concatenate([np.ones_like(also[:1]), 1 - also[:-1]]), axis=0)
+        next_after = also * none_before  # chance that so many lie between this one and the next
         joins, gaps = next_after.sum(axis=0), (between * next_after).sum(axis=0)
         # Runs of a geometric number of neurons, cut into pieces of at most `together`; what lies at a cut is not read.
         cut = np.maximum(self.together / (1 + gaps), 1.0)
@@ -77,6 +87,7 @@ class NeuronUse:
     missed: Floats  # [n, borders - 1]: share of the neurons between two borders that a token then misses
     skipped: Floats  # [n, borders - 1]: and that it leaves out
     repeats: float
+    lifts: Floats | None  # [distances, borders - 1]: see Pairs.lifts
     layers: Floats  # [2, layers]: neurons computed, and wanted, to those that the shares above give
 
     @property
@@ -99,7 +110,7 @@ class NeuronUse:
         """Under LRU with `slots` for all neurons beyond a border."""
         missed, skipped = (shares[border:] for shares in self._at(border, slots))
         sizes = self.sizes[border:]
-        requests, span = reach.requests(missed)
+        requests, span = reach.requests(missed, None if self.lifts is None else self.lifts[:, border:])
         counts = missed * sizes
         return Cold(float(counts.sum()), float(skipped @ sizes), float(requests @ counts), float(span @ counts))
 
@@ -127,12 +138,13 @@ class NeuronUse:
         return self.repeats * between, (1 - share) * skipped[low] + share * skipped[low + 1]
 
 
-def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None) -> NeuronUse:
+def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None, near: Pairs | None = None) -> NeuronUse:
     """Digests a profile.
 
     shares: [n, layers, ffn]; shares[i]: in which share of the runs of i + 1 consecutive tokens a neuron is active at
         least once, n >= 2.
     finds: what is computed and read; None: exactly the active neurons.
+    near: which neurons are active together with those after them; None: that is chance.
     """
     _, layers, ffn = shares.shape
     order = _hottest_first(shares[0])
@@ -150,7 +162,9 @@ def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None) -> Neuro
     beyond = np.concatenate([np.cumsum((held * sizes)[:, ::-1], axis=1)[:, ::-1], np.zeros((len(held), 1))], axis=1)
     given = finds or Finds(0.0, 0.0)
     layers = _of_layers(given, ffn, np.array([computed[0], wanted[0]]) @ np.diff(hot, axis=0))
-    return NeuronUse(hot, sizes, computed[0], np.maximum.accumulate(beyond), missed, skipped, given.repeats, layers)
+    lifts = None if near is None else near.lifts(order, edges[:-1])
+    held = np.maximum.accumulate(beyond)
+    return NeuronUse(hot, sizes, computed[0], held, missed, skipped, given.repeats, lifts, layers)
 
 
 def _of_layers(finds: Finds, ffn: int, expected: Floats) -> Floats:

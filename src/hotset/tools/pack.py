@@ -22,7 +22,7 @@ from hotset.models import Model
 from hotset.models.gate import ZERO_BELOW
 from hotset.tools.convert_encode import ErrorSums
 from hotset.tools.pack_layers import checksums, make_bundles
-from hotset.tools.pack_order import Order, neuron_orders
+from hotset.tools.pack_order import Order, compared, neuron_orders
 from hotset.tools.pack_plan import AUTO, PackPlan, plan_pack
 from hotset.tools.resolve import resolve_model
 
@@ -72,8 +72,8 @@ def pack(
         dest: the store to be; None: beside the first, named `STORE-packed`.
         fmt: of the neurons' weights, "q4_0" or "q8_0".
         stride: bytes from one neuron to the next; "auto": its weights and as much padding as direct reads ask for.
-        order: "none", "frequency", "coactivation" (see pack_order.py); "auto": by frequency where the store has a
-            profile.
+        order: "none", "frequency", "coactivation" (see pack_order.py); "auto": where the store has a profile, by
+            frequency, or by coactivation if that needs fewer requests of the drive.
         progress: called with bytes of neurons done, bytes in all, tensor.
         force: replace whatever the destination is, the dense store included.
         threads: for packing; 0 = all.
@@ -99,7 +99,7 @@ def pack(
         seconds=time.monotonic() - start,
         resumed_layers=resumed,
         unchanged=unchanged,
-        notes=_advice(plan.model, matrices, "sparsity" in plan.source.info),
+        notes=(*_advice(plan.model, matrices, "sparsity" in plan.source.info), *compared(plan.requests)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hotset.formats.store_file import StoreTensor
 from hotset.models import Model, resolve
 from hotset.quant import NeuronLayout, neuron_format
 from hotset.tools.pack_layers import Layer
-from hotset.tools.pack_order import check_order
+from hotset.tools.pack_order import check_order, fewest_requests
 
 AUTO = "auto"
 SAFE_ALIGNMENT = 4096  # no drive asks for more; taken where the file system does not say
@@ -34,6 +34,7 @@ class PackPlan:
     layout: NeuronLayout
     stride: int
     order: str
+    requests: Mapping[str, float]  # of the drive for a token by order, where that chose it
 
     @property
     def layers(self) -> int:
@@ -78,10 +79,20 @@ def plan_pack(folder: Path, dest: Path, fmt: str, stride: str | int, order: str)
     model = resolve(source.config)
     _check_tensors(source, model)
     layout = NeuronLayout(neuron_format(fmt), model.config.hidden, model.config.gated)
-    if order == AUTO:
-        order = "frequency" if (folder / PROFILE_FILE).is_file() else "none"
-    check_order(order, folder)
-    return PackPlan(source, model, layout, _stride(stride, layout, dest), order)
+    least = chosen_stride(stride, layout, direct_alignment(dest))
+    order, requests = _order(order, source, model, least)
+    return PackPlan(source, model, layout, least, order, requests)
+
+
+def _order(order: str, source: Store, model: Model, stride: int) -> tuple[str, dict[str, float]]:
+    """The order, and what was compared to choose it: requests of the drive for a token."""
+    if order != AUTO:
+        check_order(order, source.path)
+        return order, {}
+    if not (source.path / PROFILE_FILE).is_file():
+        return "none", {}
+    requests = fewest_requests(source, model, stride)
+    return next(iter(requests)), requests
 
 
 def _check_tensors(source: Store, model: Model) -> None:
@@ -95,8 +106,8 @@ def _check_tensors(source: Store, model: Model) -> None:
         )
 
 
-def _stride(stride: str | int, layout: NeuronLayout, dest: Path) -> int:
-    alignment = direct_alignment(dest)
+def chosen_stride(stride: str | int, layout: NeuronLayout, alignment: int) -> int:
+    """alignment: of direct reads. Raises UsageError for a stride that cannot be."""
     least = -(-layout.bytes // alignment) * alignment
     if stride == AUTO:
         return least

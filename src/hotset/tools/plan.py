@@ -14,6 +14,7 @@ from typing import Any
 from hotset.config import ModelConfig
 from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
 from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
+from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.sketch import Sketch, read_sketch
 from hotset.formats.store import Store
@@ -23,7 +24,8 @@ from hotset.planner import plan as planner
 from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import Embedding, MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import PIECE_NEURONS
+from hotset.planner.read_sizes import read_sizes
+from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 from hotset.tools.plan_choice import Choice, Choices
 from hotset.tools.plan_given import given_plan
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
@@ -85,29 +87,31 @@ def make_plan(store: Store, model: Model, wishes: Wishes, settings: Mapping[str,
     """A new plan. settings: parts of it that the user chooses, see SETTINGS; `hot`: of every layer."""
     given = checked(settings or {})
     wishes = replace(wishes, **{k: given.pop(k) for k in ("context", "threads") if k in given})
-    return _Planning(store, model, wishes, given).plan()
+    return Planning(store, model, wishes, given).plan()
 
 
-class _Planning:
-    """One plan in the making."""
+class Planning:
+    """One plan in the making. host: None: as it is now."""
 
-    def __init__(self, store: Store, model: Model, wishes: Wishes, given: Mapping[str, Any]) -> None:
+    def __init__(
+        self, store: Store, model: Model, wishes: Wishes, given: Mapping[str, Any], host: Host | None = None
+    ) -> None:
         self.store, self.model, self.wishes, self.given = store, model, wishes, given
         assert store.neurons is not None
         self.info = store.neurons
         # The scratch memory knows of an FFN as wide as a piece of a prompt's stream; neurons.h has the rest.
         self.config: ModelConfig = replace(model.config, ffn=min(PIECE_NEURONS, model.config.ffn))
-        self.host = Host.measure()
+        self.host = host or Host.measure()
         self.rates: Rates | None = host_rates(store)
         self.threads = wishes.threads or (self.rates.threads if self.rates else allowed_threads())
         self.notes: list[str] = list(storage_remarks(store, self.rates))
         self.trained = self._trained()
         sketched = wishes.predict == "auto" or given.get("predictor") == "sketch"
-        self.sketch: Sketch | None = read_sketch(store.path, self.info) if sketched else None
+        self.sketch: Sketch | None = read_sketch(store.path, self._chosen_for()) if sketched else None
         if self.sketch and wishes.loss is not None and self.sketch.facts.perplexity_change > wishes.loss:
             self.sketch = None  # its thresholds are those of one loss
-        self.resident = resident_bytes(store)
-        self.sizes = neuron_sizes(store, model, self.trained, self.sketch)
+        self.resident = self._resident()
+        self.sizes = self._sizes()
         self.profiled = self._profiled()
         self.more_buffers = 0
         self.embedding = self._embedding()
@@ -116,14 +120,10 @@ class _Planning:
             self.more_buffers = embedding_buffers(store, model)
 
     def plan(self) -> Plan:
-        depth = self.given.get("depth") or self._depth()
         allotment = self._allotment()
-        fixed = self.resident + self._overhead(allotment.max_step_tokens)
-        room = self._room(fixed, allotment)
-        host = planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
-        choice = self._choice(host, room)
+        choice = self.choice(allotment)
         placement = choice.placement
-        self.notes += planner.remarks(placement, self.sizes, self.profiled, host)
+        self.notes += planner.remarks(placement, self.sizes, self.profiled, self._planner_host())
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
             predictor=placement.predictor,
@@ -132,19 +132,41 @@ class _Planning:
             policy=self.given.get("policy", POLICY),
             embedding=self.embedding,
             backend=self.given.get("backend") or (self.rates.backend if self.rates else "auto"),
-            depth=depth,
+            depth=self.given.get("depth") or self._depth(),
             threads=self.threads,
             context=allotment.context,
             kv_tokens=allotment.kv_tokens,
             prefill_chunk=allotment.max_step_tokens,
             memory=self._memory(placement, allotment),
             loss=self.wishes.loss,
+            merged_bytes=self.sizes.merged_bytes,
+            gap_bytes=self.sizes.gap_bytes,
             energy=choice.energy,
             drafts=choice.drafts,
             spill=placement.spill,
             forecast=placement.forecast,
             notes=tuple(self.notes),
         )
+
+    def choice(self, allotment: Allotment | None = None) -> Choice:
+        """Which neurons stay and what finds the others. allotment: of the rest of the memory, if it is at hand."""
+        allotment = allotment or self._allotment()
+        fixed = self.resident + self._overhead(allotment.max_step_tokens)
+        return self._choice(self._planner_host(), self._room(fixed, allotment))
+
+    def _planner_host(self) -> planner.Host:
+        return planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
+
+    def _chosen_for(self) -> NeuronInfo:
+        """The neurons that predictors and sketch were made for."""
+        return self.info
+
+    def _resident(self) -> int:
+        return resident_bytes(self.store)
+
+    def _sizes(self) -> NeuronSizes:
+        reads = replace(read_sizes(self.rates, self.info.stride), **_reads(self.given))
+        return reads.of(neuron_sizes(self.store, self.model, self.trained, self.sketch))
 
     def _choice(self, host: planner.Host, room: int) -> Choice:
         choices = Choices(self.sizes, room, host, self.profiled, self.trained, self.given)
@@ -164,7 +186,7 @@ class _Planning:
         if exact and not self._may_draft and self.given.get("predictor") != "low-rank":
             return None
         try:
-            return read_predictors(self.store.path, self.info)
+            return read_predictors(self.store.path, self._chosen_for())
         except HotsetError as error:
             if not exact:
                 raise
@@ -252,6 +274,12 @@ class _Planning:
             "buffers": overhead,
             **placement.bytes(self.sizes),
         }
+
+
+def _reads(given: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of ReadSizes that the user chose."""
+    names = {"merged": "merged_bytes", "gap": "gap_bytes"}
+    return {field: given[name] for field, name in names.items() if name in given}
 
 
 def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:

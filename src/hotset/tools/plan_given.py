@@ -55,7 +55,8 @@ def _sizes(plan: Plan, store: Store, model: Model) -> NeuronSizes:
     assert store.neurons is not None
     trained = read_predictors(store.path, store.neurons) if plan.predictor == "low-rank" else None
     sketch = read_sketch(store.path, store.neurons) if plan.predictor == "sketch" else None
-    return neuron_sizes(store, model, trained, sketch)
+    sizes = neuron_sizes(store, model, trained, sketch)
+    return replace(sizes, merged_bytes=plan.merged_bytes, gap_bytes=plan.gap_bytes)
 
 
 def _taken(plan: Plan, sizes: NeuronSizes, store: Store, model: Model, kv: KvType) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hotset.formats.predictors import Predictors
-from hotset.formats.profile import PROFILE_FILE, load_profile
+from hotset.formats.profile import PROFILE_FILE, Profile, load_profile
 from hotset.formats.sketch import Sketch
 from hotset.formats.store import Store
 from hotset.formats.thresholds import fetch_energy
@@ -15,6 +17,7 @@ from hotset.models import Model
 from hotset.models.gate import ZERO_BELOW
 from hotset.planner.plan import Profiled
 from hotset.planner.sizes import Predictor
+from hotset.planner.together import pairs
 from hotset.planner.use import Finds
 
 # Misses of sets that scores choose, to those that such sets with the reuse of active neurons would have. Scores see
@@ -32,11 +35,23 @@ def profiled(store: Store, model: Model, trained: Predictors | None, sketch: Ske
     """
     if not (store.path / PROFILE_FILE).exists():
         return None
-    profile, info = load_profile(store), store.neurons
+    info = store.neurons
     assert info is not None
+    orders = [info.read_order(layer) for layer in range(info.layers)]
+    return ordered(load_profile(store), orders, model, trained, sketch)
+
+
+def ordered(
+    profile: Profile,
+    orders: Sequence[NDArray[np.int32]],
+    model: Model,
+    trained: Predictors | None,
+    sketch: Sketch | None,
+) -> Profiled:
+    """What a profile says of neurons that lie in these orders: [layers][ffn], the model's index of the k-th stored."""
     shares = np.array([profile.rates(batch) for batch in range(1, len(profile.counts) + 1)], np.float32)
-    for layer in range(info.layers):
-        shares[:, layer] = shares[:, layer, info.read_order(layer)]
+    for layer, order in enumerate(orders):
+        shares[:, layer] = shares[:, layer, order]
     active, both = float(shares[0].mean()), model.config.act_up in ZERO_BELOW
     finds: dict[Predictor, Finds] = {}
     if both:  # counted are products; gate and up are taken as alike and independent
@@ -46,7 +61,7 @@ def profiled(store: Store, model: Model, trained: Predictors | None, sketch: Ske
         finds["low-rank"] = _found(trained, trained.energy, active)
     if sketch:
         finds["sketch"] = Finds(sketch.facts.candidates, sketch.facts.wanted, _STEADY)
-    return Profiled(shares, finds, both)
+    return Profiled(shares, finds, both, pairs(profile.trace, orders, profile.sampled_every))
 
 
 def giving_up(known: Profiled, trained: Predictors, energy: float) -> Profiled:

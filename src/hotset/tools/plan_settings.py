@@ -7,11 +7,13 @@ from typing import Any
 
 from hotset.errors import UsageError
 from hotset.planner.plan import POLICY
-from hotset.planner.sizes import POLICIES
+from hotset.planner.sizes import MOST_MERGED, POLICIES, READ_BLOCK
 
 SETTINGS = (
-    "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "threads", "context", "prefill_chunk"
+    "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "merged_bytes", "gap_bytes", "threads",
+    "context", "prefill_chunk",
 )  # fmt: skip
+_MAY_BE_NONE = ("hot", "cold_slots", "merged_bytes", "gap_bytes")
 _TEXTS = ("predictor", "policy", "embedding", "backend")
 
 
@@ -24,7 +26,7 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in _TEXTS:
             found[name] = str(value)
             continue
-        least = 0 if name in ("hot", "cold_slots") else 1
+        least = 0 if name in _MAY_BE_NONE else 1
         if not str(value).isdecimal() or int(value) < least:
             raise UsageError(f"{name}={value!s:.40}: want a whole number of at least {least}")
         found[name] = int(value)
@@ -32,6 +34,9 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"predictor={found['predictor']!a:.40}: want all, gate, low-rank or sketch")
     if found.get("policy", POLICY) not in POLICIES:
         raise UsageError(f"policy={found['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
+    merged = found.get("merged_bytes", 0)
+    if merged % READ_BLOCK or merged > MOST_MERGED:
+        raise UsageError(f"merged_bytes={merged}: want a multiple of {READ_BLOCK}, at most {MOST_MERGED}")
     if found.get("embedding", "memory") not in ("memory", "drive"):
         raise UsageError(f"embedding={found['embedding']!a:.40}: want memory or drive")
     return found

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hotset import _core
 from hotset.errors import UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.profile import BATCHES, PROFILE_FILE, Profile, fingerprint, write_profile
+from hotset.formats.profile import BATCHES, PROFILE_FILE, SAMPLE, Profile, fingerprint, write_profile
 from hotset.formats.progress import Progress, silent
 from hotset.tools.profile_counts import Bits, Counter
 from hotset.tools.profile_neighbours import neighbours
@@ -53,7 +53,7 @@ class Loaded(Protocol):
 class ProfileOptions:
     tokens: int = 32768  # counted at most
     window: int = 512  # tokens run from an empty context at once
-    sample: int = 1024  # tokens from which neighbours are found; a layer of 14336 takes 4e11 multiply-adds
+    sample: int = SAMPLE  # tokens from which neighbours are found; a layer of 14336 takes 4e11 multiply-adds
     trace: int = 512  # consecutive tokens kept for replays
     neighbours: int = 8  # of each neuron
 
