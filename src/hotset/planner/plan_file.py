@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
-from hotset.planner.sizes import POLICIES, Predictor
+from hotset.planner.sizes import MOST_PARALLEL, POLICIES, Predictor
 
 FORMAT_VERSION = 1
 Embedding = Literal["memory", "drive"]
@@ -53,6 +53,7 @@ class Plan:
     embedding: Embedding = "memory"  # "drive": the rows of each step's tokens are read from there
     spill: int | None = None  # places for a layer's missing neurons, where scores are estimates; None: as usual
     drafts: bool = False  # the predictor only drafts tokens, which a pass over all neurons verifies
+    parallel: int = 1  # sequences decoded at once, for which neurons are placed
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
@@ -126,11 +127,13 @@ def _parsed(data: dict[str, Any]) -> Plan:
     plan = Plan(**given | {"hot": tuple(data["hot"]), "notes": tuple(data["notes"]), "drafts": drafts})
     spill = () if plan.spill is None else (plan.spill,)
     sizes = (*plan.hot, *spill, plan.cold_slots, *plan.memory.values())
-    numbers = (*sizes, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk)
+    numbers = (*sizes, plan.depth, plan.threads, plan.context, plan.kv_tokens, plan.prefill_chunk, plan.parallel)
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("a number is no whole number of at least 0")
     if min(plan.depth, plan.threads, plan.context, plan.prefill_chunk) < 1:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
+    if not 1 <= plan.parallel <= MOST_PARALLEL:
+        raise ValueError(f"parallel is 1 to {MOST_PARALLEL}")
     if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
     if plan.embedding not in ("memory", "drive"):

@@ -10,7 +10,8 @@ from hotset.planner.plan import POLICY
 from hotset.planner.sizes import POLICIES
 
 SETTINGS = (
-    "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "threads", "context", "prefill_chunk"
+    "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "threads", "context", "prefill_chunk",
+    "parallel",
 )  # fmt: skip
 _TEXTS = ("predictor", "policy", "embedding", "backend")
 
