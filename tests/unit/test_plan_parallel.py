@@ -79,7 +79,9 @@ def misses(placement: Placement, layers: NDArray[np.bool_], parallel: int) -> fl
     return float(replay(step, placement.hot, placement.cold_slots, "lru")[WARM:].sum(axis=1).mean())
 
 
-@pytest.mark.parametrize(("parallel", "held", "fewer"), [(2, 0.2, 0.7), (4, 0.4, 0.8), (8, 0.4, 0.95), (8, 0.5, 0.8), (8, 0.6, 1.0)])
+@pytest.mark.parametrize(
+    ("parallel", "held", "fewer"), [(2, 0.2, 0.7), (4, 0.4, 0.8), (8, 0.4, 0.95), (8, 0.5, 0.8), (8, 0.6, 1.0)]
+)
 def test_a_plan_for_several_misses_less_than_one_for_a_single_sequence(
     layers: NDArray[np.bool_], profiled: Profiled, parallel: int, held: float, fewer: float
 ) -> None:

@@ -20,8 +20,8 @@ DEPTH = 64  # reads in flight where the drive's best number is not known
 # Without a profile: ReLU's share in models that were made sparse is 0.3, dReLU's 0.1 (arXiv:2406.05955).
 ASSUMED_ACTIVE = 0.3
 _ABOUT_EQUAL = 0.95
-# Of several sequences: slots to those from which on misses fall. What they need together fills so much of the memory that
-# the best border is beside the cliff; steps that need more than the mean, and the error of a profile, are beyond it.
+# Of several sequences: slots to those from which on misses fall. What they need together fills so much of the memory
+# that the best border is beside the cliff; steps that need more than the mean, and a profile's error, are beyond it.
 _EDGE = 1.1
 # Of a layer's places for cold neurons, those that the mean token may use: others use more.
 _FULL = 0.8
@@ -58,9 +58,7 @@ class Profiled:
         tried = candidates if predictor == "gate" else self.tried(candidates)
         active, read = min(self.active, tried), cold.read * sizes.stride
         users = self._users(self._chosen(sizes, predictor), tried + active, predictor)
-        return Demand(
-            candidates, tried, active, cold.missed, cold.requests, read, absent, in_use, self.parallel, users
-        )
+        return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent, in_use, self.parallel, users)
 
     def every(self, sizes: NeuronSizes, stay: int) -> Demand:
         """Of a step for which all neurons are computed, `stay` of them from memory."""

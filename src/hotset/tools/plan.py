@@ -60,7 +60,7 @@ class Wishes:
             raise UsageError(f"threads is {self.threads}; wanted at least 1")
         if self.parallel is not None and not 1 <= self.parallel <= MOST_PARALLEL:
             raise UsageError(
-                f"parallel is {self.parallel}; wanted 1 to {MOST_PARALLEL}: steps of more sequences compute every neuron"
+                f"parallel is {self.parallel}; wanted 1 to {MOST_PARALLEL}: steps of more compute every neuron"
             )
 
 
