@@ -137,11 +137,11 @@ def test_no_forecast_of_a_step_beats_its_bound(
 
 def test_sequences_share_a_pass() -> None:
     """3 sequences, 2 drafts each at 0.03 s a step, 1.9 tokens each: a pass of 9 rows."""
-    verify = Pass(0.3, 0.15, 0.002, 3e9, 1e9, 0.36, 0.12)
+    verify = Pass(0.3, 0.15, 0.002, 3e9, 1e9, 0.12, RATES, threads=2)
     step = Demand(1000, 900, 800, 0, 0, 0, parallel=3)
     draft = replace(forecast(SIZES, "all", step, 50_000_000, RATES, threads=2), tokens_per_s=3 / 0.03)
     found = of_rounds(draft, verify.shared(3), 2, 1.9)
-    assert found.tokens_per_s == pytest.approx(3 * 1.9 / (2 * 0.03 + np.hypot(0.36, 0.12 + 9 * 0.002)))
+    assert found.tokens_per_s == pytest.approx(3 * 1.9 / (2 * 0.03 + verify.seconds(9)))
     assert found.drive_s == pytest.approx(0.3 / (3 * 1.9))
 
 

@@ -39,7 +39,7 @@ class Pass:
 
     def shared(self, sequences: int) -> Pass:
         """The part of each sequence, of a pass that verifies the drafts of several."""
-        alone = ("drive_s", "memory_s", "drive_bytes", "memory_bytes", "reading_s", "once_s")
+        alone = ("drive_s", "memory_s", "drive_bytes", "memory_bytes", "once_s")
         return replace(self, **{name: getattr(self, name) / sequences for name in alone})
 
 
