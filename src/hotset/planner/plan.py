@@ -22,6 +22,7 @@ ASSUMED_ACTIVE = 0.3
 _ABOUT_EQUAL = 0.95
 # Of several sequences: slots to those from which on misses fall. What they need together fills so much of the memory
 # that the best border is beside the cliff; steps that need more than the mean, and a profile's error, are beyond it.
+# What a predictor has missed more often than foretold is wanted more often, too.
 _EDGE = 1.1
 # Of a layer's places for cold neurons, those that the mean token may use: others use more.
 _FULL = 0.8
@@ -215,9 +216,14 @@ def _placed(
             return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
         return Placement(predictor, (0,) * sizes.layers, min(slots, sizes.neurons))
     use = use or profiled.use(predictor)
-    edge = _EDGE if profiled.parallel > 1 else 1.0
-    splits = _splits(use, sizes, predictor, left)
-    border, slots = min(splits, key=lambda split: use.cold(split[0], int(split[1] / edge)).missed)
+    more = max(1.0, use.repeats) if profiled.parallel > 1 else 1.0
+    edge = _EDGE * more if profiled.parallel > 1 else 1.0
+
+    def missed(split: tuple[int, int]) -> float:
+        beyond = split[1] < edge * use.least_slots(split[0])
+        return more * use.wanted(split[0]) if beyond else use.cold(*split).missed
+
+    border, slots = min(_splits(use, sizes, predictor, left), key=missed)
     hot = tuple(use.hot[border].tolist())
     if slots < edge * use.least_slots(border):  # the cliff
         hot, slots = _grown(use.hot[border], sizes, predictor, left), 0
