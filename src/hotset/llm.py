@@ -57,6 +57,8 @@ class LLM:
         draft: of a packed store under a budget, let such predictors propose tokens, many of which are then verified at
             a time, where that is fastest: the text of "exact", sooner.
         plan: of a packed store, a file that `hotset plan` wrote; None: planned now, or taken from the cache.
+        parallel: of a packed store, sequences usually decoded at once, 1 to 8, for which memory is divided between
+            neurons; None: one. More or fewer may run. kv_tokens must hold them all.
         trace: file for a timeline of all threads and reads, to open in ui.perfetto.dev; `close` writes it.
 
     Safe for several threads: their requests are computed in common steps.
@@ -80,11 +82,12 @@ class LLM:
         loss: float | None = None,
         draft: bool = True,
         plan: str | Path | None = None,
+        parallel: int | None = None,
         trace: str | Path | None = None,
     ) -> None:
         budget = None if memory is None else parse_bytes(memory)
         file = None if plan is None else Path(plan).expanduser()
-        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, loss, draft, file)
+        options = LoadOptions(budget, threads, context, kv_tokens, kv, isa, load, predict, loss, draft, file, parallel)
         self.store = open_store(_find_store(model, ignore_keys))
         self.descriptor = resolve(self.store.config, ignore_keys=ignore_keys)
         self.config: ModelConfig = self.descriptor.config

@@ -40,6 +40,7 @@ class LoadOptions:
     loss: float | None
     draft: bool
     plan: Path | None
+    parallel: int | None
 
     def __post_init__(self) -> None:
         threads = self.threads
@@ -92,6 +93,7 @@ def _plan(store: Store, model: Model, options: LoadOptions) -> Plan:
         options.predict,
         loss=options.loss,
         draft=options.draft,
+        parallel=options.parallel,
     )
     return plan_for(store, model, wishes, file=options.plan)
 

@@ -133,7 +133,8 @@ def table(made: Plan) -> list[str]:
         "hot": f"{neurons} neurons, {min(made.hot)} to {max(made.hot)} a layer",
         "cold": f"{made.cold_slots} slots, {made.policy}",
         "reads": f"{made.depth} in flight, {made.backend}; {_joined(made)}",
-        "tokens": f"context {made.context}, prompts by {made.prefill_chunk}; {made.threads} threads",
+        "tokens": f"context {made.context}, prompts by {made.prefill_chunk}; {made.threads} threads"
+        + (f", {made.parallel} sequences at once" if made.parallel > 1 else ""),
     }
     lines = [f"{name:<10} {text}" for name, text in rows.items()]
     parts = ", ".join(f"{name} {human_bytes(size)}" for name, size in made.memory.items() if size)

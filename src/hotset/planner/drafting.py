@@ -37,6 +37,11 @@ class Pass:
         """Layers are read ahead of the compute."""
         return self.rates.in_order_seconds(self.drive_bytes, self.once_s + rows * self.row_s, self.threads)
 
+    def shared(self, sequences: int) -> Pass:
+        """The part of each sequence, of a pass that verifies the drafts of several."""
+        alone = ("drive_s", "memory_s", "drive_bytes", "memory_bytes", "once_s")
+        return replace(self, **{name: getattr(self, name) / sequences for name in alone})
+
 
 def verification(sizes: NeuronSizes, hot: int, demand: Demand, resident_bytes: int, rates: Rates, threads: int) -> Pass:
     """Of a model with so many neurons in memory; the others are read in file order.
@@ -117,7 +122,9 @@ def as_draft(
     """The same placement, judged already, where what it predicts is verified."""
     if placement.demand is None or placement.forecast is None or host.rates is None:
         return placement
-    every = every_neuron(sizes, sum(placement.hot), profiled)
-    verify = verification(sizes, sum(placement.hot), every, host.resident_bytes, host.rates, host.threads)
-    drafted = with_drafts(placement.forecast, verify, acceptance(placement.demand.absent))
+    hot = sum(placement.hot)
+    every = replace(profiled, parallel=1).every(sizes, hot) if profiled else every_neuron(sizes, hot)
+    verify = verification(sizes, hot, every, host.resident_bytes, host.rates, host.threads)
+    shared = verify.shared(placement.demand.parallel)
+    drafted = with_drafts(placement.forecast, shared, acceptance(placement.demand.absent))
     return replace(placement, forecast=drafted)

@@ -22,7 +22,7 @@ _CHOOSE_S = 3e-9  # of one thread, to look at the score of a neuron
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Neurons of an average token, all layers together."""
+    """Neurons of an average step, all layers together: of one token, or of one token of each of several sequences."""
 
     candidates: float  # computed at least in part
     tried: float  # whose gate is not zero, so that up is computed, too; if that is not known, as many as are active
@@ -32,6 +32,8 @@ class Demand:
     read_bytes: float  # that these ask for, with what lies between
     absent: float = 0.0  # share of those worth computing that are not in memory, whether they are read or left out
     in_use: float = 0.0  # that a layer reads or has in cold slots, most of all layers
+    parallel: int = 1  # sequences
+    users: float = 1.0  # tokens of the step that need an up or a down, of those that any needs
 
     @property
     def hit_rate(self) -> float:
@@ -40,9 +42,9 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of one token while decoding one text; seconds are those of the bound."""
+    """Of one token while decoding one text, or its share of a step of several; seconds are those of the bound."""
 
-    tokens_per_s: float
+    tokens_per_s: float  # of all sequences together
     bound: Bound
     drive_s: float
     memory_s: float
@@ -69,23 +71,24 @@ def forecast(
 
     resident_bytes: weights besides the FFNs that every token reads (attention, head).
     """
-    before = resident_bytes + sizes.predictor_reads(predictor)
+    before, tokens = resident_bytes + sizes.predictor_reads(predictor), demand.parallel
     moved = before + _vectors(sizes, predictor, demand) * sizes.vector_bytes
+    multiplied = before * tokens + _products(sizes, predictor, demand) * sizes.vector_bytes
     needs: dict[Bound, float] = {
-        "drive": rates.least_drive_seconds(demand.requests, demand.read_bytes, sizes.stride),
-        "memory": max(moved - rates.cache_bytes, 0) / rates.memory_rate(threads),
-        "compute": _macs(sizes, moved) / rates.gmac_rate(threads) / 1e9,
+        "drive": rates.least_drive_seconds(demand.requests, demand.read_bytes, sizes.stride) / tokens,
+        "memory": max(moved - rates.cache_bytes, 0) / rates.memory_rate(threads) / tokens,
+        "compute": _macs(sizes, multiplied) / rates.gmac_rate(threads) / 1e9 / tokens,
     }
-    seconds = _seconds(sizes, predictor, demand, before, rates, threads)
+    seconds = _seconds(sizes, predictor, demand, before, rates, threads) / tokens
     return Forecast(
         tokens_per_s=1 / max(seconds, *needs.values()),
         bound=max(needs, key=lambda name: needs[name]),
         drive_s=needs["drive"],
         memory_s=needs["memory"],
         compute_s=needs["compute"],
-        drive_bytes=demand.read_bytes,
-        memory_bytes=moved,
-        reads=demand.requests,
+        drive_bytes=demand.read_bytes / tokens,
+        memory_bytes=moved / tokens,
+        reads=demand.requests / tokens,
         hit_rate=demand.hit_rate,
     )
 
@@ -93,7 +96,7 @@ def forecast(
 def _seconds(
     sizes: NeuronSizes, predictor: Predictor, demand: Demand, before: float, rates: Rates, threads: int
 ) -> float:
-    """Of a token, as sparse_step.cc takes it.
+    """Of a step, as sparse_step.cc takes it.
 
     A predictor that looks ahead has the drive read for the next layer while everything else is done. Otherwise a layer
     is attended and predicted first, then missing neurons are read while gate and up of those in memory and of those
@@ -105,18 +108,20 @@ def _seconds(
     neurons = _vectors(sizes, predictor, demand) * sizes.vector_bytes
     down = demand.active * sizes.vector_bytes
     cached = min(rates.cache_bytes / (before + neurons), 1.0)
+    products = _products(sizes, predictor, demand) * sizes.vector_bytes
 
-    def seconds(count: float, rate: float) -> float:
-        return max(count * (1 - cached) / rate, _macs(sizes, count) / rates.gmac_rate(threads) / 1e9)
+    def seconds(count: float, multiplied: float, rate: float) -> float:
+        """multiplied: bytes, each as often as a token needs it."""
+        return max(count * (1 - cached) / rate, _macs(sizes, multiplied) / rates.gmac_rate(threads) / 1e9)
 
     drive = rates.drive_seconds(demand.requests, demand.read_bytes)
     issue = rates.read_cpu_s(demand.requests, demand.read_bytes) / threads
     choose = 0 if predictor == "all" else _CHOOSE_S * sizes.neurons
-    first = seconds(before, rates.weight_rate(threads)) + choose
+    first = seconds(before, before * demand.parallel, rates.weight_rate(threads)) + choose
     bundles = rates.neuron_rate(threads)
     check = demand.missed * sizes.stride / rates.check_rate(threads)
-    inside = seconds(neurons - down, bundles) + check + issue
-    after = seconds(down, bundles)
+    inside = seconds(neurons - down, products - down * demand.users, bundles) + check + issue
+    after = seconds(down, down * demand.users, bundles)
     if sizes.layers_at_work(predictor) > 1:
         return math.hypot(drive, first + inside + after)
     return first + math.hypot(drive, inside) + after
@@ -128,6 +133,12 @@ def _vectors(sizes: NeuronSizes, predictor: Predictor, demand: Demand) -> float:
         return demand.candidates + demand.active
     gates = 0 if predictor == "gate" else demand.candidates
     return gates + demand.tried + demand.active
+
+
+def _products(sizes: NeuronSizes, predictor: Predictor, demand: Demand) -> float:
+    """Of a vector with a token: gates (ups where there are none) with all tokens, others as each needs them."""
+    later = demand.active + demand.tried * sizes.gated
+    return (_vectors(sizes, predictor, demand) - later) * demand.parallel + later * demand.users
 
 
 def _macs(sizes: NeuronSizes, weight_bytes: float) -> float:

@@ -14,13 +14,17 @@ from hotset.planner.model_cost import Demand, Forecast, forecast, reach, reads_i
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import NeuronSizes, Predictor
 from hotset.planner.together import Pairs
-from hotset.planner.use import Cold, Finds, NeuronUse, neuron_use
+from hotset.planner.use import Cold, Finds, NeuronUse, neuron_use, used_by_any
 
 POLICY = "clock"  # as good as LRU on recorded traces, at one store a touch
 DEPTH = 64  # reads in flight where the drive's best number is not known
 # Without a profile: ReLU's share in models that were made sparse is 0.3, dReLU's 0.1 (arXiv:2406.05955).
 ASSUMED_ACTIVE = 0.3
 _ABOUT_EQUAL = 0.95
+# Of several sequences: slots to those from which on misses fall. What they need together fills so much of the memory
+# that the best border is beside the cliff; steps that need more than the mean, and a profile's error, are beyond it.
+# What a predictor has missed more often than foretold is wanted more often, too.
+_EDGE = 1.1
 # Of a layer's places for cold neurons, those that the mean token may use: others use more.
 _FULL = 0.8
 
@@ -31,24 +35,24 @@ class Profiled:
 
     shares: [n, layers, ffn], see neuron_use(). finds: by predictor, if it does not find exactly the active neurons.
     both: gate and up are each zero for some inputs. near: which neurons are active together; None: not known.
+    parallel: sequences that a step computes a token of each of.
     """
 
     shares: NDArray[np.float32]
     finds: Mapping[Predictor, Finds]
     both: bool = False
     near: Pairs | None = None
+    parallel: int = 1
 
     def use(self, predictor: Predictor) -> NeuronUse:
         """Of the neurons that a predictor has computed and read."""
-        return neuron_use(self.shares, self.finds.get(predictor), self.near)
+        return neuron_use(self.shares, self.finds.get(predictor), self.near, self.parallel)
 
     def demand(self, placement: Placement, sizes: NeuronSizes, use: NeuronUse | None = None) -> Demand:
-        """Of a token. use: of the placement's predictor, if it is at hand."""
+        """Of a step. use: of the placement's predictor, if it is at hand."""
         predictor = placement.predictor
-        if sum(placement.hot) == sizes.neurons:
-            finds = self.finds.get(predictor)
-            cold, chosen = Cold(), finds.computed * sizes.neurons if finds else self.active
-            in_use = 0.0
+        if sum(placement.hot) == sizes.neurons and self.parallel == 1:
+            cold, chosen, in_use = Cold(), self._chosen(sizes, predictor), 0.0
         else:
             use = use or self.use(predictor)
             cold = use.cold(use.border(sum(placement.hot)), placement.cold_slots, reach(sizes))
@@ -57,16 +61,37 @@ class Profiled:
         candidates, absent = chosen - cold.skipped, (cold.missed + cold.skipped) / max(chosen, 1.0)
         tried = candidates if predictor == "gate" else self.tried(candidates)
         active, read = min(self.active, tried), cold.read * sizes.stride
-        return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent, in_use)
+        users = self._users(self._chosen(sizes, predictor), tried + active, predictor)
+        return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent, in_use, self.parallel, users)
+
+    def every(self, sizes: NeuronSizes, stay: int) -> Demand:
+        """Of a step for which all neurons are computed, `stay` of them from memory."""
+        tried, active = self.tried(sizes.neurons), self.active
+        users = self._users(sizes.neurons, tried + active, "all")
+        return replace(every_neuron(sizes, stay), tried=tried, active=active, parallel=self.parallel, users=users)
 
     def tried(self, candidates: float) -> float:
         """Of candidates, those whose gate is not zero: if up may be zero, too, as often as that, independently."""
-        return math.sqrt(self.active * candidates) if self.both else min(self.active, candidates)
+        return self._tried(self.active, candidates)
 
     @property
     def active(self) -> float:
-        """Active neurons of a token, all layers together."""
-        return float(self.shares[0].sum(dtype=np.float64))
+        """Active neurons of a step, all layers together."""
+        return float(used_by_any(self.shares[0].astype(np.float64), self.parallel).sum())
+
+    def _tried(self, active: float, candidates: float) -> float:
+        return math.sqrt(active * candidates) if self.both else min(active, candidates)
+
+    def _chosen(self, sizes: NeuronSizes, predictor: Predictor) -> float:
+        """Neurons that one token computes if all are in memory."""
+        finds = self.finds.get(predictor)
+        return finds.computed * sizes.neurons if finds else float(self.shares[0].sum(dtype=np.float64))
+
+    def _users(self, chosen: float, vectors: float, predictor: Predictor) -> float:
+        """Tokens that need each of a step's ups and downs, where a token chooses so many neurons."""
+        active = float(self.shares[0].sum(dtype=np.float64))
+        tried = chosen if predictor == "gate" else self._tried(active, chosen)
+        return max(1.0, self.parallel * (tried + min(active, tried)) / max(vectors, 1.0))
 
 
 def _together(use: NeuronUse, placement: Placement, layers: int) -> float:
@@ -194,9 +219,16 @@ def _placed(
             return Placement(predictor, _grown(nothing, sizes, predictor, left), 0)
         return Placement(predictor, (0,) * sizes.layers, min(slots, sizes.neurons))
     use = use or profiled.use(predictor)
-    border, slots = min(_splits(use, sizes, predictor, left), key=lambda split: use.cold(*split).missed)
+    more = max(1.0, use.repeats) if profiled.parallel > 1 else 1.0
+    edge = _EDGE * more if profiled.parallel > 1 else 1.0
+
+    def missed(split: tuple[int, int]) -> float:
+        beyond = split[1] < edge * use.least_slots(split[0])
+        return more * use.wanted(split[0]) if beyond else use.cold(*split).missed
+
+    border, slots = min(_splits(use, sizes, predictor, left), key=missed)
     hot = tuple(use.hot[border].tolist())
-    if slots < use.least_slots(border):  # the cliff
+    if slots < edge * use.least_slots(border):  # the cliff
         hot, slots = _grown(use.hot[border], sizes, predictor, left), 0
     return _expected(Placement(predictor, hot, slots, spill=sizes.spill), sizes, profiled, use)
 
@@ -208,17 +240,16 @@ def _expected(
     if placement.predictor == "all":
         hot = sum(placement.hot)
         stay = hot if placement.cold_slots < sizes.neurons - hot else sizes.neurons
-        return replace(placement, demand=every_neuron(sizes, stay, profiled))
+        return replace(placement, demand=profiled.every(sizes, stay) if profiled else every_neuron(sizes, stay))
     if profiled is None:
         return placement
     return replace(placement, demand=profiled.demand(placement, sizes, use))
 
 
-def every_neuron(sizes: NeuronSizes, stay: int, profiled: Profiled | None) -> Demand:
-    """Of a token for which all neurons are computed, `stay` of them from memory."""
+def every_neuron(sizes: NeuronSizes, stay: int) -> Demand:
+    """Of a token for which all neurons are computed, `stay` of them from memory, where no profile is known."""
     count, missed = float(sizes.neurons), float(sizes.neurons - stay)
-    tried, active = (profiled.tried(count), profiled.active) if profiled else (count, count)
-    return Demand(count, tried, active, missed, missed / reach(sizes).together, missed * sizes.stride, missed / count)
+    return Demand(count, count, count, missed, missed / reach(sizes).together, missed * sizes.stride, missed / count)
 
 
 def _splits(use: NeuronUse, sizes: NeuronSizes, predictor: Predictor, left: int) -> Iterator[tuple[int, int]]:

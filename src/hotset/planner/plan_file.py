@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.planner.model_cost import Forecast
-from hotset.planner.sizes import GAP_BYTES, MERGED_BYTES, MOST_MERGED, POLICIES, READ_BLOCK, Predictor
+from hotset.planner.sizes import (
+    GAP_BYTES,
+    MERGED_BYTES,
+    MOST_MERGED,
+    MOST_PARALLEL,
+    POLICIES,
+    READ_BLOCK,
+    Predictor,
+)
 
 FORMAT_VERSION = 1
 Embedding = Literal["memory", "drive"]
@@ -55,6 +63,7 @@ class Plan:
     drafts: bool = False  # the predictor only drafts tokens, which a pass over all neurons verifies
     merged_bytes: int = MERGED_BYTES  # most that missing neurons near each other are read with as one request
     gap_bytes: int = GAP_BYTES  # most between two of them
+    parallel: int = 1  # sequences decoded at once, for which neurons are placed
     overlap: bool = True  # False: a layer's reads are waited for before it is computed; for comparisons
     forecast: Forecast | None = None
     notes: tuple[str, ...] = ()
@@ -137,6 +146,7 @@ def _parsed(data: dict[str, Any]) -> Plan:
         plan.context,
         plan.kv_tokens,
         plan.prefill_chunk,
+        plan.parallel,
     )
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("a number is no whole number of at least 0")
@@ -144,6 +154,8 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError("depth, threads, context and prefill_chunk are at least 1")
     if plan.merged_bytes % READ_BLOCK or plan.merged_bytes > MOST_MERGED:
         raise ValueError(f"merged_bytes is a multiple of {READ_BLOCK} and at most {MOST_MERGED}")
+    if not 1 <= plan.parallel <= MOST_PARALLEL:
+        raise ValueError(f"parallel is 1 to {MOST_PARALLEL}")
     if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
     if plan.embedding not in ("memory", "drive"):

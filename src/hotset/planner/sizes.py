@@ -7,6 +7,7 @@ from typing import Literal
 
 POLICIES = ("lru", "clock", "lfu", "window")  # native/cache/policy.h
 Predictor = Literal["all", "gate", "low-rank", "sketch"]
+MOST_PARALLEL = 8  # sequences of a step that chooses its neurons, SparseFfn::kMostSparseRows
 PIECE_NEURONS = 512  # of a prompt's stream, SparseFfn::kPieceNeurons
 _RING = 8  # pieces in flight
 _TILE = 16  # rows of scores

@@ -68,7 +68,7 @@ _ALONE = Reach()
 
 @dataclass(frozen=True, slots=True)
 class Cold:
-    """Neurons of a token beyond a border that are not in memory, all layers together."""
+    """Neurons of a step beyond a border that are not in memory, all layers together."""
 
     missed: float = 0.0  # wanted and read
     skipped: float = 0.0  # neither read nor computed, though they would be computed if they were in memory
@@ -78,13 +78,13 @@ class Cold:
 
 @dataclass(frozen=True, slots=True)
 class NeuronUse:
-    """What a plan needs to know of a model's activations."""
+    """What a plan needs to know of a model's activations. A step is one token, or one of each sequence."""
 
     hot: NDArray[np.int64]  # [borders, layers]: the hottest neurons of each layer, border by border more
     sizes: NDArray[np.int64]  # [borders - 1] neurons between two borders
-    computed: Floats  # [borders - 1] share of them that a token computes if all are in memory
+    computed: Floats  # [borders - 1] share of them that a step computes if all are in memory
     held: Floats  # [n, borders]: cold slots that LRU fills beyond a border, ascending from 0
-    missed: Floats  # [n, borders - 1]: share of the neurons between two borders that a token then misses
+    missed: Floats  # [n, borders - 1]: share of the neurons between two borders that a step then misses
     skipped: Floats  # [n, borders - 1]: and that it leaves out
     repeats: float
     lifts: Floats | None  # [distances, borders - 1]: see Pairs.lifts
@@ -99,11 +99,11 @@ class NeuronUse:
         return int(np.searchsorted(self.hot.sum(axis=1), neurons, side="right")) - 1
 
     def wanted(self, border: int) -> float:
-        """Neurons of a token beyond a border that would be read if none were in memory."""
+        """Neurons of a step beyond a border that would be read if none were in memory."""
         return float(self.missed[0, border:] @ self.sizes[border:])
 
     def least_slots(self, border: int) -> float:
-        """Fewer are overwritten by one token before they are used again, so that they never hit."""
+        """Fewer are overwritten by one step before they are used again, so that they never hit."""
         return float(self.held[1, border])
 
     def cold(self, border: int, slots: int, reach: Reach = _ALONE) -> Cold:
@@ -115,7 +115,7 @@ class NeuronUse:
         return Cold(float(counts.sum()), float(skipped @ sizes), float(requests @ counts), float(span @ counts))
 
     def in_use(self, hot: NDArray[np.int64], slots: int) -> Floats:
-        """[layers]: neurons of a token beyond the hot ones [layers] that are read or in cold slots."""
+        """[layers]: neurons of a step beyond the hot ones [layers] that are read or in cold slots."""
         beyond = np.diff(np.maximum(self.hot, hot), axis=0)
         border = self.border(int(hot.sum()))
         if slots < self.least_slots(border):
@@ -138,13 +138,16 @@ class NeuronUse:
         return self.repeats * between, (1 - share) * skipped[low] + share * skipped[low + 1]
 
 
-def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None, near: Pairs | None = None) -> NeuronUse:
+def neuron_use(
+    shares: NDArray[np.float32], finds: Finds | None = None, near: Pairs | None = None, parallel: int = 1
+) -> NeuronUse:
     """Digests a profile.
 
     shares: [n, layers, ffn]; shares[i]: in which share of the runs of i + 1 consecutive tokens a neuron is active at
         least once, n >= 2.
     finds: what is computed and read; None: exactly the active neurons.
     near: which neurons are active together with those after them; None: that is chance.
+    parallel: sequences that a step computes a token of each of. They are taken to be of unrelated texts.
     """
     _, layers, ffn = shares.shape
     order = _hottest_first(shares[0])
@@ -158,18 +161,24 @@ def neuron_use(shares: NDArray[np.float32], finds: Finds | None = None, near: Pa
     windows, grown = _longer(sums, sizes)
     active = grown / sizes
     computed, wanted = (active if finds is None else _shifted(active, sizes, s) for s in _both(finds))
+    of_layers = _of_layers(finds, ffn, np.array([computed[0], wanted[0]]) @ np.diff(hot, axis=0))
+    computed, wanted = (used_by_any(share, parallel) for share in (computed, wanted))
     held, missed, skipped = _cached(windows, computed, wanted)
     beyond = np.concatenate([np.cumsum((held * sizes)[:, ::-1], axis=1)[:, ::-1], np.zeros((len(held), 1))], axis=1)
-    given = finds or Finds(0.0, 0.0)
-    layers = _of_layers(given, ffn, np.array([computed[0], wanted[0]]) @ np.diff(hot, axis=0))
     lifts = None if near is None else near.lifts(order, edges[:-1])
     held = np.maximum.accumulate(beyond)
-    return NeuronUse(hot, sizes, computed[0], held, missed, skipped, given.repeats, lifts, layers)
+    repeats = finds.repeats if finds else 1.0
+    return NeuronUse(hot, sizes, computed[0], held, missed, skipped, repeats, lifts, of_layers)
 
 
-def _of_layers(finds: Finds, ffn: int, expected: Floats) -> Floats:
+def used_by_any(shares: Floats, sequences: int) -> Floats:
+    """In which share of the steps at least one of so many independent sequences uses what one uses in `shares`."""
+    return shares if sequences == 1 else 1 - (1 - shares) ** sequences
+
+
+def _of_layers(finds: Finds | None, ffn: int, expected: Floats) -> Floats:
     """[2, layers]: neurons that a predictor has computed and read, to those expected."""
-    if not finds.by_layer:
+    if finds is None or not finds.by_layer:
         return np.ones_like(expected)
     known: Floats = ffn * np.array(finds.by_layer).T
     return known / np.maximum(expected, 1e-3 * ffn)
@@ -180,13 +189,13 @@ def _both(finds: Finds | None) -> tuple[float, float]:
 
 
 def _cached(windows: Floats, computed: Floats, wanted: Floats) -> tuple[Floats, Floats, Floats]:
-    """(held, missed, skipped) [n + 1, groups]: shares of neurons that LRU holds, that a token reads and leaves out.
+    """(held, missed, skipped) [n + 1, groups]: shares of neurons that LRU holds, that a step reads and leaves out.
 
-    computed, wanted: [n, groups] shares used by any of `windows` [n] tokens. Row 0: nothing is kept; row i: LRU keeps
-    what the last windows[i - 1] tokens computed.
-    A neuron leaves the cache when it was not computed for so many tokens, and comes when it is wanted: a chain of two
+    computed, wanted: [n, groups] shares used in any of `windows` [n] steps. Row 0: nothing is kept; row i: LRU keeps
+    what the last windows[i - 1] steps computed.
+    A neuron leaves the cache when it was not computed for so many steps, and comes when it is wanted: a chain of two
     states. Where both are the same it gives what Denning and Schwartz found (CACM 15(3), 1972): LRU holds the working
-    set of the window, and misses what one more token adds to it.
+    set of the window, and misses what one more step adds to it.
     """
     more, wanted_more = _slopes(windows, computed), _slopes(windows, wanted)
     leaves = more / np.maximum(computed, _LEAST)
@@ -203,7 +212,7 @@ def _cached(windows: Floats, computed: Floats, wanted: Floats) -> tuple[Floats, 
 
 
 def _slopes(windows: Floats, unions: Floats) -> Floats:
-    """What one more token adds to the union of so many; [n, groups]. Nothing after the last."""
+    """What one more step adds to the union of so many; [n, groups]. Nothing after the last."""
     between = np.diff(unions, axis=0) / np.diff(windows)[:, None]
     slopes: Floats = np.maximum(np.concatenate([between, np.zeros_like(between[:1])]), 0)
     return slopes

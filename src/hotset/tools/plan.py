@@ -25,7 +25,7 @@ from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
 from hotset.planner.plan_file import Embedding, MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.read_sizes import read_sizes
-from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
+from hotset.planner.sizes import MOST_PARALLEL, PIECE_NEURONS, NeuronSizes
 from hotset.tools.plan_choice import Choice, Choices
 from hotset.tools.plan_given import given_plan
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
@@ -49,6 +49,7 @@ class Wishes:
     predict: Predict = "exact"
     loss: float | None = None  # of perplexity, relative, that predictors may cost; None: as they were calibrated
     draft: bool = True  # trained predictors may draft what is then verified, for exact answers
+    parallel: int | None = None  # sequences usually decoded at once; None: one
 
     def __post_init__(self) -> None:
         if self.predict not in ("exact", "auto"):
@@ -59,6 +60,10 @@ class Wishes:
             raise UsageError(f"loss is {self.loss:g}; wanted more than 0 and less than 1, such as 0.01 or 1%")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; wanted at least 1")
+        if self.parallel is not None and not 1 <= self.parallel <= MOST_PARALLEL:
+            raise UsageError(
+                f"parallel is {self.parallel}; wanted 1 to {MOST_PARALLEL}: steps of more compute every neuron"
+            )
 
 
 def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = None) -> Plan:
@@ -69,13 +74,12 @@ def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = 
     """
     wanted = made_for(store, wishes.memory, wishes.kv, wishes.predict)
     if file is not None:
-        asked = {"context": wishes.context, "threads": wishes.threads, "kv_tokens": wishes.kv_tokens}
+        asked = {name: getattr(wishes, name) for name in ("context", "threads", "kv_tokens", "parallel")}
         return given_plan(file, store, model, wanted, wishes.kv, asked)
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
-    cached = plan_path(
-        wanted, file_state(store), [wishes.context, wishes.kv_tokens, wishes.threads, wishes.draft, wishes.loss]
-    )
+    more = (wishes.context, wishes.kv_tokens, wishes.threads, wishes.draft, wishes.loss, wishes.parallel or 1)
+    cached = plan_path(wanted, file_state(store), list(more))
     found = _from_cache(cached, wanted, wishes.memory)
     if found is None:
         found = make_plan(store, model, wishes)
@@ -86,7 +90,7 @@ def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = 
 def make_plan(store: Store, model: Model, wishes: Wishes, settings: Mapping[str, Any] | None = None) -> Plan:
     """A new plan. settings: parts of it that the user chooses, see SETTINGS; `hot`: of every layer."""
     given = checked(settings or {})
-    wishes = replace(wishes, **{k: given.pop(k) for k in ("context", "threads") if k in given})
+    wishes = replace(wishes, **{k: given.pop(k) for k in ("context", "threads", "parallel") if k in given})
     return Planning(store, model, wishes, given).plan()
 
 
@@ -104,6 +108,7 @@ class Planning:
         self.host = host or Host.measure()
         self.rates: Rates | None = host_rates(store)
         self.threads = wishes.threads or (self.rates.threads if self.rates else allowed_threads())
+        self.parallel = wishes.parallel or 1
         self.notes: list[str] = list(storage_remarks(store, self.rates))
         self.trained = self._trained()
         sketched = wishes.predict == "auto" or given.get("predictor") == "sketch"
@@ -137,6 +142,7 @@ class Planning:
             context=allotment.context,
             kv_tokens=allotment.kv_tokens,
             prefill_chunk=allotment.max_step_tokens,
+            parallel=self.parallel,
             memory=self._memory(placement, allotment),
             loss=self.wishes.loss,
             merged_bytes=self.sizes.merged_bytes,
@@ -195,7 +201,8 @@ class Planning:
 
     def _profiled(self) -> Profiled | None:
         try:
-            return profiled(self.store, self.model, self.trained, self.sketch)
+            found = profiled(self.store, self.model, self.trained, self.sketch)
+            return found and replace(found, parallel=self.parallel)
         except InputError as error:  # too short: worse than none, as chance would order the neurons
             self.notes.append(f"{error}; the plan does without")
             return None

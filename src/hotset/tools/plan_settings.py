@@ -11,7 +11,7 @@ from hotset.planner.sizes import MOST_MERGED, POLICIES, READ_BLOCK
 
 SETTINGS = (
     "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "merged_bytes", "gap_bytes", "threads",
-    "context", "prefill_chunk",
+    "context", "prefill_chunk", "parallel",
 )  # fmt: skip
 _MAY_BE_NONE = ("hot", "cold_slots", "merged_bytes", "gap_bytes")
 _TEXTS = ("predictor", "policy", "embedding", "backend")
