@@ -62,7 +62,7 @@ def profiled() -> Profiled:
 def test_misses_of_a_step_are_those_of_a_replay(
     layers: NDArray[np.bool_], profiled: Profiled, parallel: int, hot: int
 ) -> None:
-    use = neuron_use(profiled.shares[:, :1], None, parallel)
+    use = neuron_use(profiled.shares[:, :1], parallel=parallel)
     border = int(np.searchsorted(use.hot[:, 0], hot))
     step = layers[0, :parallel].any(axis=0)[:, int(use.hot[border, 0]) :]
     assert use.wanted(border) == pytest.approx(step.sum(axis=1).mean(), rel=0.06)
