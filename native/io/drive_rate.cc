@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
-#include <numeric>
 #include <random>
 #include <vector>
 
@@ -50,23 +49,24 @@ double seconds_since(Clock::time_point start) {
 // Keeps the queue of a reader full.
 class Queue {
  public:
-  Queue(std::unique_ptr<Reader> reader, size_t block_bytes, bool random)
+  // places: for blocks, taken in turn; 0: as many as are in flight. Nobody looks at what is in them, so two
+  // reads may meet in one.
+  Queue(std::unique_ptr<Reader> reader, size_t block_bytes, bool random, size_t places = 0)
       : block_bytes_(block_bytes),
         blocks_(reader->file_bytes() / block_bytes, random),
-        memory_(reader->depth() * block_bytes),
+        places_(std::max(places, reader->depth())),
+        memory_(places_ * block_bytes),
         tags_(reader->depth()),
         free_(reader->depth()),
-        reader_(std::move(reader)) {
-    std::iota(tags_.begin(), tags_.end(), 0);
-  }
+        reader_(std::move(reader)) {}
 
   // Sends a read for each place that is free, then takes at least so many that have ended.
   void turn(size_t min_done) {
     batch_.clear();
-    for (size_t i = 0; i < free_; ++i)
+    for (size_t i = 0; i < free_; ++i, ++sent_)
       batch_.push_back({blocks_.next() * block_bytes_,
-                        {memory_.data() + tags_[i] * block_bytes_, block_bytes_},
-                        tags_[i]});
+                        {memory_.data() + sent_ % places_ * block_bytes_, block_bytes_},
+                        0});
     reader_->submit(batch_);
     free_ = reader_->wait(tags_, min_done);
     ended_ += free_;
@@ -81,9 +81,10 @@ class Queue {
  private:
   size_t block_bytes_;
   Blocks blocks_;
+  size_t places_;
   Buffer memory_;
-  std::vector<uint64_t> tags_;  // the first free_ ones: of places without a read
-  size_t free_, ended_ = 0;
+  std::vector<uint64_t> tags_;  // that nobody looks at
+  size_t free_, sent_ = 0, ended_ = 0;
   std::vector<Read> batch_;
   std::unique_ptr<Reader> reader_;  // after what it reads into: it waits for what is under way
 };
@@ -96,6 +97,10 @@ std::unique_ptr<Reader> opened(const std::string& path, size_t block_bytes, size
                   " bytes, wanted at least one block of " + std::to_string(block_bytes));
   return reader;
 }
+
+// That the engine reads layers into, layer_stream.h: too much for the caches, through which a virtual drive
+// writes faster.
+constexpr size_t kStreamBytes = size_t{28} << 20;
 
 // What cores do meanwhile: checksums of data in their own caches, so that it is they alone who set the pace.
 class Work {
@@ -137,7 +142,7 @@ DriveRate measure_drive(const std::string& path, size_t block_bytes, size_t dept
 
 DriveRate measure_busy_drive(const std::string& path, size_t block_bytes, size_t depth,
                              const std::string& backend, size_t threads, double seconds) {
-  Queue queue(opened(path, block_bytes, depth, backend), block_bytes, false);
+  Queue queue(opened(path, block_bytes, depth, backend), block_bytes, false, kStreamBytes / block_bytes);
   Work work(threads);
   const double alone = work.rate(seconds / 4, [] {});
   const auto start = Clock::now();
