@@ -59,7 +59,7 @@ def test_probe(hotset: Hotset, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
     again = hotset("probe", tmp_path, "--json")
     record = json.loads(again.out)
-    assert (record["mode"], record["format_version"]) == ("quick", 2)
+    assert (record["mode"], record["format_version"]) == ("quick", 3)
     assert 0 <= record["age_seconds"] < 300
     assert record["rates"]["threads"] >= 1
     assert Path(record["path"]).is_file()

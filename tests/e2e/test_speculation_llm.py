@@ -348,6 +348,6 @@ def test_what_prediction_changed_is_told_beside_every_neuron(stores: dict[str, S
     assert good and rough and useless and good.tokens == 32
     # The map is f32, the gate 8 bit: they differ about zero.
     assert (good.recall, good.over_prediction) == pytest.approx((1, 1), abs=0.01)
-    assert good.agreement == 1 and good.divergence < 0.002
+    assert good.agreement >= 31 / 32 and good.divergence < 0.002, "one near tie"
     assert 0.1 < rough.recall < 0.9 and rough.divergence > 0.01
     assert (useless.recall, useless.over_prediction) == (0, 0) and useless.divergence > rough.divergence

@@ -201,7 +201,7 @@ def test_trained_predictors_keep_the_loss(store: Path, report: TrainReport) -> N
     assert report.quality.surely <= report.allowed == 0.05
     assert not report.notes
     assert report.quality.kl > 0
-    assert report.quality.predicted < 0.9
+    assert report.quality.predicted < 0.95
     # The engine computes about as many as the held-out tokens said; it takes fewer where neurons are missing.
     expected = np.mean([layer.predicted for layer in report.layers])
     assert report.quality.predicted == pytest.approx(expected, rel=0.25)
