@@ -90,12 +90,12 @@ nb::dict as_dict(const io::DriveRate& rate) {
 }
 
 nb::dict drive_read(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
-                    bool random, double seconds) {
+                    bool random, double seconds, size_t memory_bytes) {
   check_seconds(seconds);
   io::DriveRate rate;
   {
     nb::gil_scoped_release release;
-    rate = io::measure_drive(path, block_bytes, depth, backend, random, seconds);
+    rate = io::measure_drive(path, block_bytes, depth, backend, random, seconds, memory_bytes);
   }
   return as_dict(rate);
 }
@@ -146,7 +146,7 @@ void bind_host(nb::module_& m) {
   m.def("io_info", &io_info);
   m.def("memory_bandwidth", &measure_memory, nb::arg("threads"), nb::arg("megabytes"), nb::arg("seconds"));
   m.def("drive_read", &drive_read, nb::arg("path"), nb::arg("block_bytes"), nb::arg("depth"),
-        nb::arg("backend"), nb::arg("random"), nb::arg("seconds"));
+        nb::arg("backend"), nb::arg("random"), nb::arg("seconds"), nb::arg("memory_bytes") = 0);
   m.def("busy_drive_read", &busy_drive_read, nb::arg("path"), nb::arg("block_bytes"), nb::arg("depth"),
         nb::arg("backend"), nb::arg("threads"), nb::arg("seconds"));
   m.def("direct_alignment", &direct_alignment, nb::arg("path"));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <vector>
@@ -49,16 +50,18 @@ double seconds_since(Clock::time_point start) {
 // Keeps the queue of a reader full.
 class Queue {
  public:
-  // places: for blocks, taken in turn; 0: as many as are in flight. Nobody looks at what is in them, so two
-  // reads may meet in one.
-  Queue(std::unique_ptr<Reader> reader, size_t block_bytes, bool random, size_t places = 0)
+  // places: for blocks, taken in turn; at least as many as are in flight. Nobody looks at what is in them, so
+  // two reads may meet in one.
+  Queue(std::unique_ptr<Reader> reader, size_t block_bytes, bool random, size_t places)
       : block_bytes_(block_bytes),
         blocks_(reader->file_bytes() / block_bytes, random),
         places_(std::max(places, reader->depth())),
         memory_(places_ * block_bytes),
         tags_(reader->depth()),
         free_(reader->depth()),
-        reader_(std::move(reader)) {}
+        reader_(std::move(reader)) {
+    std::memset(memory_.data(), 0, memory_.size());  // resident before anything is timed
+  }
 
   // Sends a read for each place that is free, then takes at least so many that have ended.
   void turn(size_t min_done) {
@@ -98,8 +101,7 @@ std::unique_ptr<Reader> opened(const std::string& path, size_t block_bytes, size
   return reader;
 }
 
-// That the engine reads layers into, layer_stream.h: too much for the caches, through which a virtual drive
-// writes faster.
+// That the engine reads layers into, layer_stream.h.
 constexpr size_t kStreamBytes = size_t{28} << 20;
 
 // What cores do meanwhile: checksums of data in their own caches, so that it is they alone who set the pace.
@@ -132,8 +134,9 @@ class Work {
 }  // namespace
 
 DriveRate measure_drive(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
-                        bool random, double seconds) {
-  Queue queue(opened(path, block_bytes, depth, backend), block_bytes, random);
+                        bool random, double seconds, size_t memory_bytes) {
+  auto reader = opened(path, block_bytes, depth, backend);
+  Queue queue(std::move(reader), block_bytes, random, memory_bytes / block_bytes);
   const double cpu = cpu_seconds();
   const auto start = Clock::now();
   while (seconds_since(start) < seconds) queue.turn(1);

@@ -14,9 +14,11 @@ struct DriveRate {
 };
 
 // Reads whole blocks of an existing file for `seconds`, `depth` in flight, in random or rising order.
-// Throws IoError, also if the file is smaller than a block; InvalidArgument.
+// memory_bytes: that they go to in turn, if that is more than the blocks in flight are: what a virtual drive
+// writes into comes later where it is too much for the caches. Throws IoError, also if the file is smaller
+// than a block; InvalidArgument.
 DriveRate measure_drive(const std::string& path, size_t block_bytes, size_t depth, const std::string& backend,
-                        bool random, double seconds);
+                        bool random, double seconds, size_t memory_bytes = 0);
 
 // The same in rising order while `threads` threads compute, one of which sends and takes reads between two
 // pieces of its work, as a pass over all neurons does. A quarter of `seconds` goes to computing alone.

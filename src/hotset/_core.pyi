@@ -28,9 +28,12 @@ def io_info() -> dict[str, bool]:
 def memory_bandwidth(threads: int, megabytes: int, seconds: float) -> float:
     """Sequential read rate of huge-page memory in bytes/s, streamed the way the kernels do."""
 
-def drive_read(path: str, block_bytes: int, depth: int, backend: str, random: bool, seconds: float) -> dict[str, float]:
+def drive_read(
+    path: str, block_bytes: int, depth: int, backend: str, random: bool, seconds: float, memory_bytes: int = 0
+) -> dict[str, float]:
     """bytes_per_s, reads_per_s, cpu_us_per_read, of direct reads within an existing file.
 
+    memory_bytes: that they go to in turn, if that is more than what is in flight.
     Also direct: 1.0, or 0.0 where the file system has no direct I/O and the page cache answered.
     """
 

@@ -35,6 +35,7 @@ RATES = Rates(
     weight_bytes_per_s={2: 20e9},
     neuron_bytes_per_s={1: 7e9},
     check_bytes_per_s={1: 15e9},
+    placed_reads_per_s={4096: 80e3, 16384: 40e3},
     busy_seq_bytes_per_s={1: 2.5e9, 2: 2e9},
     busy_work_share={1: 0.9, 2: 0.8},
     cache_bytes=1 << 20,
@@ -72,7 +73,8 @@ def test_no_mix_of_reads_is_faster_than_the_bound() -> None:
 
 
 def test_what_so_many_reads_take() -> None:
-    assert RATES.drive_seconds(10, 10 * 10240) == pytest.approx(10 * 15e-6)
+    assert RATES.drive_seconds(10, 10 * 10240) == pytest.approx(10 * 18.75e-6)
+    assert replace(RATES, placed_reads_per_s={}).drive_seconds(10, 10 * 10240) == pytest.approx(10 * 15e-6)
     assert RATES.read_cpu_s(10, 10 * 5000) == pytest.approx(50e-6)
     assert RATES.read_cpu_s(10, 10 * 90_000) == pytest.approx(60e-6)
 
@@ -142,6 +144,7 @@ TABLE = {
     "weight_bytes_per_s": {1: [3.0, 4.0, 9.0]},
     "neuron_bytes_per_s": {1: [2.0]},
     "check_bytes_per_s": {1: [5.0, 6.0]},
+    "placed_reads_per_s": {4096: [7.0, 8.0, 6.0]},
     "busy_seq_bytes_per_s": {1: [2.0, 1.0, 3.0]},
     "busy_work_share": {1: [0.9, 0.8, 1.0]},
 }
@@ -164,7 +167,8 @@ def test_summary_takes_the_best() -> None:
     assert (rates.memory_bytes_per_s, rates.int8_gmac_per_s) == ({1: 9.0, 2: 6.0}, {1: 9.0})
     engine = (rates.weight_bytes_per_s, rates.neuron_bytes_per_s, rates.check_bytes_per_s)
     assert engine == ({1: 4.0}, {1: 2.0}, {1: 5.5}), "medians"
-    assert (rates.busy_seq_bytes_per_s, rates.busy_work_share) == ({1: 2.0}, {1: 0.9}), "medians"
+    beside = (rates.placed_reads_per_s, rates.busy_seq_bytes_per_s, rates.busy_work_share)
+    assert beside == ({4096: 7.0}, {1: 2.0}, {1: 0.9}), "medians"
     assert rates.cache_bytes == 77
 
 

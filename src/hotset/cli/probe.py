@@ -63,6 +63,9 @@ def _lines(found: Probe) -> list[str]:
             f"             {human_bytes(block):>9} random: {reads:>9,.0f} reads/s, {reads * block / 1e9:.2f} GB/s at "
             f"depth {depth}, {rates.cpu_us_per_read[block]:.1f} µs CPU each"
         )
+    for block, reads in rates.placed_reads_per_s.items():
+        speed = f"{reads:>9,.0f} reads/s, {reads * block / 1e9:.2f} GB/s"
+        lines.append(f"             {human_bytes(block):>9} random: {speed} into much memory")
     tables = {
         "memory": rates.memory_bytes_per_s,
         "matrices": rates.weight_bytes_per_s,

@@ -15,7 +15,8 @@ FORMAT_VERSION = 3
 _MOST_BYTES = 1 << 20  # of the file; a full probe takes some ten KB
 _LARGE = 1 << 20  # bytes of a read in order, as probed
 _OPTIONAL = (
-    "weight_bytes_per_s", "neuron_bytes_per_s", "check_bytes_per_s", "busy_seq_bytes_per_s", "busy_work_share",
+    "weight_bytes_per_s", "neuron_bytes_per_s", "check_bytes_per_s", "placed_reads_per_s", "busy_seq_bytes_per_s",
+    "busy_work_share",
 )  # fmt: skip
 
 
@@ -36,6 +37,8 @@ class Rates:
     weight_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # matrices of 4-bit weights
     neuron_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # 4-bit vectors of neurons that lie apart
     check_bytes_per_s: Mapping[int, float] = field(default_factory=dict)  # checksums of what was read
+    # By block bytes: random reads into more memory than the caches hold, as neurons go to it; empty: not measured.
+    placed_reads_per_s: Mapping[int, float] = field(default_factory=dict)
     # Reads in order beside so many computing threads, one of which sends and takes them; what is left of their speed.
     busy_seq_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
     busy_work_share: Mapping[int, float] = field(default_factory=dict)
@@ -46,24 +49,16 @@ class Rates:
 
         Between two sizes the time of a read is taken as linear in its bytes; beyond the largest, bytes/s stay.
         """
-        sizes = list(self.random_reads_per_s)
-        at = bisect_left(sizes, block_bytes)
-        if at == 0:
-            return self.random_reads_per_s[sizes[0]]
-        if at == len(sizes):
-            return self.random_reads_per_s[sizes[-1]] * sizes[-1] / block_bytes
-        low, high = sizes[at - 1], sizes[at]
-        share = (block_bytes - low) / (high - low)
-        seconds = (1 - share) / self.random_reads_per_s[low] + share / self.random_reads_per_s[high]
-        return 1 / seconds
+        return _between(self.random_reads_per_s, block_bytes)
 
     def read_seconds(self, block_bytes: int) -> float:
         """The drive's share of its time that a read of this size takes, others beside it."""
         return 1 / self.reads_per_s(block_bytes)
 
     def drive_seconds(self, requests: float, read_bytes: float) -> float:
-        """That so many requests take, each taken as one of the mean size."""
-        return requests / self.reads_per_s(round(read_bytes / requests)) if requests else 0.0
+        """That so many requests take, each taken as one of the mean size, into memory that no cache holds."""
+        table = self.placed_reads_per_s or self.random_reads_per_s
+        return requests / _between(table, round(read_bytes / requests)) if requests else 0.0
 
     def least_drive_seconds(self, requests: float, read_bytes: float, least: int) -> float:
         """Less than which no mix of so many requests takes, none of which is smaller than `least` bytes.
@@ -127,6 +122,18 @@ class Rates:
             for f in fields(self)
             for value in [getattr(self, f.name)]
         }
+
+
+def _between(reads_per_s: Mapping[int, float], block_bytes: int) -> float:
+    sizes = list(reads_per_s)
+    at = bisect_left(sizes, block_bytes)
+    if at == 0:
+        return reads_per_s[sizes[0]]
+    if at == len(sizes):
+        return reads_per_s[sizes[-1]] * sizes[-1] / block_bytes
+    low, high = sizes[at - 1], sizes[at]
+    share = (block_bytes - low) / (high - low)
+    return 1 / ((1 - share) / reads_per_s[low] + share / reads_per_s[high])
 
 
 def _at(table: Mapping[int, float], threads: int) -> float:

@@ -22,7 +22,7 @@ from hotset.tools.neighbours import ENOUGH, disturbed
 from hotset.tools.resolve import cache_dir
 
 if TYPE_CHECKING:
-    from hotset.tools.probe_drive import DriveSample
+    from hotset.tools.probe_drive import DriveGrid, DriveSample
 
 Samples = Mapping[int, Sequence[float]]  # by threads
 Table = Mapping[str, Samples]
@@ -108,13 +108,15 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     grid, repeats, seconds = (probe_drive.FULL, 5, 0.4) if full else (probe_drive.QUICK, 3, 0.2)
     found = doctor.host()
     counts = probe_kernels.thread_counts(found.cpu.cores)
-    steps = _Steps(probe_drive.steps(grid) + (_WAYS + 1) * repeats * len(counts), progress)
+    placed_steps = repeats * len(grid.blocks)
+    steps = _Steps(probe_drive.steps(grid) + placed_steps + (_WAYS + 1) * repeats * len(counts), progress)
     with probe_drive.file_to_read(folder, grid.scratch_bytes) as file:
         read = {"path": str(file), "bytes": file.stat().st_size}
         drive = probe_drive.measure(file, grid, lambda: steps.done("drive"))
+        placed = _placed(file, grid, repeats, lambda: steps.done("drive"))
         busy = _busy_drive(file, counts, repeats, seconds, lambda: steps.done("drive"))
     lost: list[float] = []
-    samples = busy | _cores(folder, counts, repeats, seconds, steps.done, lost.append)
+    samples = placed | busy | _cores(folder, counts, repeats, seconds, steps.done, lost.append)
     rates = summary(found.cpu.cores, drive, samples, int(str(_core.cpu_info()["l3_bytes"])))
     return {
         "format_version": FORMAT_VERSION,
@@ -129,6 +131,18 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
         "drive": [asdict(sample) for sample in drive],
         **samples,
     }
+
+
+def _placed(file: Path, grid: DriveGrid, repeats: int, done: Callable[[], None]) -> dict[str, dict[int, list[float]]]:
+    """Samples of random reads into much memory, by name as in Rates and by block bytes."""
+    from hotset.tools import probe_drive
+
+    found: dict[int, list[float]] = {block: [] for block in grid.blocks if block <= file.stat().st_size}
+    for block in list(found) * repeats:
+        rate = probe_drive.placed(file, probe_drive.backends()[-1], block, max(grid.depths), grid.seconds)
+        found[block].append(rate)
+        done()
+    return {"placed_reads_per_s": found}
 
 
 def _busy_drive(
@@ -230,6 +244,7 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
         weight_bytes_per_s=_each(median, samples["weight_bytes_per_s"]),
         neuron_bytes_per_s=_each(median, samples["neuron_bytes_per_s"]),
         check_bytes_per_s=_each(median, samples["check_bytes_per_s"]),
+        placed_reads_per_s=_each(median, samples["placed_reads_per_s"]),
         busy_seq_bytes_per_s=_each(median, samples["busy_seq_bytes_per_s"]),
         busy_work_share=_each(median, samples["busy_work_share"]),
         cache_bytes=max(cache_bytes, 1),

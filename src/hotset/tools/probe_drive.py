@@ -18,6 +18,7 @@ from hotset.formats.store import WEIGHT_FILES
 MIB = 1 << 20
 SEQUENTIAL_BYTES = MIB  # of one read
 STREAM_DEPTH = 6  # of them with the drive while the engine reads layer after layer: kInFlight of layer_stream.cc
+PLACED_BYTES = 256 * MIB
 LEAST_FILE = 256 * MIB  # a smaller one may lie in the drive's own cache as a whole
 _FREE_SHARE = 4  # a scratch file takes at most one part in so many of the free space
 
@@ -95,6 +96,11 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
                 for depth in grid.depths
             ]
     return samples
+
+
+def placed(path: Path, backend: str, block: int, depth: int, seconds: float) -> float:
+    """Reads/s of random blocks that go to more memory than caches hold. Raises: StorageError."""
+    return _core.drive_read(str(path), block, depth, backend, True, seconds, PLACED_BYTES)["reads_per_s"]
 
 
 def busy_in_order(path: Path, backend: str, threads: int, seconds: float) -> tuple[float, float]:
