@@ -223,6 +223,6 @@ def _notes(source: _Source, rows: tuple[Cost, ...]) -> Iterator[str]:
     )
     if scales.tokens_per_s and default.tokens_per_s:
         change = scales.tokens_per_s / default.tokens_per_s - 1
-        yield f"scales in the bundle: with all of them in memory a token would come {change:+.1%} as often"
+        yield f"scales in the bundle: with all of them in memory tokens/s would change by {change:+.1%}"
     if default.tokens_per_s is None:
         yield "this host was not probed, so no times are known; `hotset probe` measures them"
