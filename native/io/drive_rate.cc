@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -50,28 +52,30 @@ double seconds_since(Clock::time_point start) {
 // Keeps the queue of a reader full.
 class Queue {
  public:
-  // places: for blocks, taken in turn; at least as many as are in flight. Nobody looks at what is in them, so
-  // two reads may meet in one.
+  // places: for blocks, taken in turn; at least as many as are in flight.
   Queue(std::unique_ptr<Reader> reader, size_t block_bytes, bool random, size_t places)
       : block_bytes_(block_bytes),
         blocks_(reader->file_bytes() / block_bytes, random),
         places_(std::max(places, reader->depth())),
-        memory_(places_ * block_bytes),
+        memory_(places_.size() * block_bytes),
         tags_(reader->depth()),
         free_(reader->depth()),
         reader_(std::move(reader)) {
+    std::iota(places_.begin(), places_.end(), 0);
     std::memset(memory_.data(), 0, memory_.size());  // resident before anything is timed
   }
 
-  // Sends a read for each place that is free, then takes at least so many that have ended.
+  // Sends a read for each one that has ended, then takes at least so many that end.
   void turn(size_t min_done) {
     batch_.clear();
-    for (size_t i = 0; i < free_; ++i, ++sent_)
-      batch_.push_back({blocks_.next() * block_bytes_,
-                        {memory_.data() + sent_ % places_ * block_bytes_, block_bytes_},
-                        0});
+    for (; free_ > 0; --free_, places_.pop_front()) {
+      const uint64_t place = places_.front();
+      batch_.push_back(
+          {blocks_.next() * block_bytes_, {memory_.data() + place * block_bytes_, block_bytes_}, place});
+    }
     reader_->submit(batch_);
     free_ = reader_->wait(tags_, min_done);
+    places_.insert(places_.end(), tags_.begin(), tags_.begin() + static_cast<ptrdiff_t>(free_));
     ended_ += free_;
   }
 
@@ -84,10 +88,10 @@ class Queue {
  private:
   size_t block_bytes_;
   Blocks blocks_;
-  size_t places_;
+  std::deque<uint64_t> places_;  // that no read is on its way to, the longest idle first
   Buffer memory_;
-  std::vector<uint64_t> tags_;  // that nobody looks at
-  size_t free_, sent_ = 0, ended_ = 0;
+  std::vector<uint64_t> tags_;  // of the reads that ended: their places
+  size_t free_, ended_ = 0;     // reads that may be sent; all that ended
   std::vector<Read> batch_;
   std::unique_ptr<Reader> reader_;  // after what it reads into: it waits for what is under way
 };

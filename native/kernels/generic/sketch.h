@@ -40,9 +40,7 @@ struct SketchCodes {
     typename V::I p[kBits];
 #pragma GCC unroll 3
     for (unsigned i = 0; i < kBits; ++i) {
-      int32_t words[V::kLanes];  // vectors may be aligned to two bytes only
-      __builtin_memcpy(words, planes + i * SketchBytes<kBits>::kPlane, sizeof(words));
-      p[i] = V::load_int(words);
+      p[i] = V::load_int(planes + i * SketchBytes<kBits>::kPlane);
     }
     v[0] = sketch_code<V, kBits, 0>(p), v[1] = sketch_code<V, kBits, 1>(p);
     v[2] = sketch_code<V, kBits, 2>(p), v[3] = sketch_code<V, kBits, 3>(p);

@@ -72,7 +72,7 @@ struct Vec {
   static F to_float(I v) { return _mm256_cvtepi32_ps(v); }
   static I set_int(int32_t x) { return _mm256_set1_epi32(x); }
   static I zero_int() { return _mm256_setzero_si256(); }
-  static I load_int(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static I load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static I sub_int(I a, I b) { return _mm256_sub_epi32(a, b); }
   template <int kShift>
   static I shift_left(I v) {

@@ -72,7 +72,7 @@ struct Vec {
   static F to_float(I v) { return _mm512_cvtepi32_ps(v); }
   static I set_int(int32_t x) { return _mm512_set1_epi32(x); }
   static I zero_int() { return _mm512_setzero_si512(); }
-  static I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static I load_int(const void* p) { return _mm512_loadu_si512(p); }
   static I sub_int(I a, I b) { return _mm512_sub_epi32(a, b); }
   template <int kShift>
   static I shift_left(I v) {

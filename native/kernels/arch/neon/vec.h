@@ -64,7 +64,7 @@ struct Vec {
   static F to_float(I v) { return vcvtq_f32_s32(v); }
   static I set_int(int32_t x) { return vdupq_n_s32(x); }
   static I zero_int() { return vdupq_n_s32(0); }
-  static I load_int(const int32_t* p) { return vld1q_s32(p); }
+  static I load_int(const void* p) { return vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p))); }
   static I sub_int(I a, I b) { return vsubq_s32(a, b); }
   template <int kShift>
   static I shift_left(I v) {

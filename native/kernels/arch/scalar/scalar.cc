@@ -48,7 +48,11 @@ struct Vec {
   static F to_float(I v) { return static_cast<float>(v); }
   static I set_int(int32_t x) { return x; }
   static I zero_int() { return 0; }
-  static I load_int(const int32_t* p) { return *p; }
+  static I load_int(const void* p) {
+    I v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+  }
   static I sub_int(I a, I b) { return static_cast<I>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
   template <int kShift>
   static I shift_left(I v) {
