@@ -20,7 +20,7 @@ from hotset.errors import FormatError, StorageError
 from hotset.planner.rates import Rates, load_rates, rates_from_json
 from hotset.tools import probe as tool
 from hotset.tools import probe_drive, probe_neurons
-from hotset.tools.neighbours import disturbed
+from hotset.tools.disturbance import disturbed
 from hotset.tools.probe_drive import MIB, DriveGrid, DriveSample
 from hotset.tools.probe_kernels import check_bytes_per_s, int8_gmac_per_s, thread_counts
 

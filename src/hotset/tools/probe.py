@@ -18,7 +18,7 @@ from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, read_json, storage_error
 from hotset.formats.progress import Progress, silent
 from hotset.planner.rates import FORMAT_VERSION, Rates, load_rates
-from hotset.tools.neighbours import ENOUGH, disturbed
+from hotset.tools.disturbance import ENOUGH, disturbed
 from hotset.tools.resolve import cache_dir
 
 if TYPE_CHECKING:
@@ -113,8 +113,9 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     with probe_drive.file_to_read(folder, grid.scratch_bytes) as file:
         read = {"path": str(file), "bytes": file.stat().st_size}
         drive = probe_drive.measure(file, grid, lambda: steps.done("drive"))
-        placed = _placed(file, grid, repeats, lambda: steps.done("drive"))
-        busy = _busy_drive(file, counts, repeats, seconds, lambda: steps.done("drive"))
+        backend = chosen_backend(drive)
+        placed = _placed(file, backend, grid, repeats, lambda: steps.done("drive"))
+        busy = _busy_drive(file, backend, counts, repeats, seconds, lambda: steps.done("drive"))
     lost: list[float] = []
     samples = placed | busy | _cores(folder, counts, repeats, seconds, steps.done, lost.append)
     rates = summary(found.cpu.cores, drive, samples, int(str(_core.cpu_info()["l3_bytes"])))
@@ -133,26 +134,26 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     }
 
 
-def _placed(file: Path, grid: DriveGrid, repeats: int, done: Callable[[], None]) -> dict[str, dict[int, list[float]]]:
+def _placed(
+    file: Path, backend: str, grid: DriveGrid, repeats: int, done: Callable[[], None]
+) -> dict[str, dict[int, list[float]]]:
     """Samples of random reads into much memory, by name as in Rates and by block bytes."""
     from hotset.tools import probe_drive
 
     found: dict[int, list[float]] = {block: [] for block in grid.blocks if block <= file.stat().st_size}
     for block in list(found) * repeats:
-        rate = probe_drive.placed(file, probe_drive.backends()[-1], block, max(grid.depths), grid.seconds)
-        found[block].append(rate)
+        found[block].append(probe_drive.placed(file, backend, block, max(grid.depths), grid.seconds))
         done()
     return {"placed_reads_per_s": found}
 
 
 def _busy_drive(
-    file: Path, counts: Sequence[int], repeats: int, seconds: float, done: Callable[[], None]
+    file: Path, backend: str, counts: Sequence[int], repeats: int, seconds: float, done: Callable[[], None]
 ) -> dict[str, dict[int, list[float]]]:
     """Samples of reads in order beside computing threads, by name as in Rates and by threads."""
     from hotset.tools import probe_drive
 
     found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in counts} for name in _BUSY_DRIVE}
-    backend = probe_drive.backends()[-1]
     for threads in list(counts) * repeats:
         for name, value in zip(_BUSY_DRIVE, probe_drive.busy_in_order(file, backend, threads, seconds), strict=True):
             found[name][threads].append(value)
@@ -222,10 +223,7 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
     drive: only those of the largest range count. samples: as _cores gives them; what the engine itself reaches is the
     median of its samples, because a plan tells what to expect and not what nothing can beat.
     """
-    largest = max(s.range_bytes for s in drive)
-    whole = [s for s in drive if s.range_bytes == largest]
-    small = min(s.block_bytes for s in whole if s.random)
-    backend = _backend([s for s in whole if s.random and s.block_bytes == small])
+    whole, backend = _largest_range(drive), chosen_backend(drive)
     mine = [s for s in whole if s.backend == backend]
     best, deep = {}, {}
     for block in sorted({s.block_bytes for s in mine if s.random}):
@@ -253,8 +251,15 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
     )
 
 
-def _backend(samples: Sequence[DriveSample]) -> str:
-    """The faster one; the one that takes less CPU if they are about equal."""
+def _largest_range(drive: Sequence[DriveSample]) -> list[DriveSample]:
+    largest = max(s.range_bytes for s in drive)
+    return [s for s in drive if s.range_bytes == largest]
+
+
+def chosen_backend(drive: Sequence[DriveSample]) -> str:
+    """The faster one for the smallest random reads; the one that takes less CPU if they are about equal."""
+    random = [s for s in _largest_range(drive) if s.random]
+    samples = [s for s in random if s.block_bytes == min(s.block_bytes for s in random)]
     best = {s.backend: s for s in sorted(samples, key=lambda s: s.reads_per_s)}  # the last of each stays
     enough = _ABOUT_EQUAL * max(s.reads_per_s for s in best.values())
     return min((s for s in best.values() if s.reads_per_s >= enough), key=lambda s: s.cpu_us_per_read).backend
