@@ -78,5 +78,15 @@ def test_pages_come_back_after_an_error() -> None:
 
 def test_too_long_a_text_is_refused() -> None:
     made, _ = engine()
-    with pytest.raises(InputError, match="513 tokens; the context holds 512"):
-        list(likelihoods(made, [[Continuation([0] * 513, 5)]]))
+    with pytest.raises(InputError, match="514 tokens; the context holds 512"):
+        list(likelihoods(made, [[Continuation([0] * 514, 5)]]))
+
+
+def test_continuations_that_do_not_fit_together_are_taken_apart() -> None:
+    made, core = engine(pages=2)
+    group = [Continuation([*range(7), *[i] * (40 * i)], 7) for i in (1, 2, 3)]  # beginning and copies: 4 pages
+    full = [Continuation([5] * 129, 100)]
+    for some, (*found,) in zip([group, full], likelihoods(made, [group, full]), strict=True):
+        for c, one in zip(some, found, strict=True):
+            assert one.value == pytest.approx(alone(c)[0], abs=1e-4)
+    assert core.kv_free_tokens() == 128

@@ -17,7 +17,7 @@ _NONE, _ALL = 0, 2  # of `want`
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """tokens[first:] are scored, given those before; first >= 1."""
+    """tokens[first:] are scored, given those before; first >= 1. The last one is never computed, so takes no room."""
 
     tokens: list[int]
     first: int
@@ -54,19 +54,32 @@ def likelihoods(
     single: scored tokens are computed one by one, as in generating: predictors of a packed model then choose for each.
     progress: called with groups done. Raises: InputError for a continuation that exceeds the context.
     """
-    done = 0
-    while done < len(groups):
-        count = _fitting(engine, groups[done:])
-        yield from _batch(engine, groups[done : done + count], single)
-        done += count
-        progress(done)
+    parts = [(i, part) for i, group in enumerate(groups) for part in _split(group, -(-engine.context // PAGE))]
+    done, answers = 0, list[Likelihood]()
+    while done < len(parts):
+        count = _fitting(engine, [part for _, part in parts[done:]])
+        for found in _batch(engine, [part for _, part in parts[done : done + count]], single):
+            index, done = parts[done][0], done + 1
+            answers += found
+            if done == len(parts) or parts[done][0] != index:
+                yield answers
+                answers = []
+                progress(index + 1)
+
+
+def _split(group: Sequence[Continuation], pages: int) -> list[Sequence[Continuation]]:
+    """The group, or parts of it that take no more pages than a sequence as long as the context."""
+    if len(group) == 1 or _pages(group) <= pages:
+        return [group]
+    half = len(group) // 2
+    return [*_split(group[:half], pages), *_split(group[half:], pages)]
 
 
 def _fitting(engine: Engine, groups: Sequence[Sequence[Continuation]]) -> int:
     """How many groups fit the KV cache together, at least one, after old prefixes went if need be."""
     wanted = _pages(groups[0])
     for continuation in groups[0]:
-        if len(continuation.tokens) > engine.context:
+        if len(continuation.tokens) > engine.context + 1:
             raise InputError(f"a text has {len(continuation.tokens)} tokens; the context holds {engine.context}")
     engine.make_room(min(wanted * PAGE, engine.context))
     free, count, tokens = engine.core.kv_free_tokens() // PAGE, 1, len(groups[0][0].tokens)
@@ -81,8 +94,10 @@ def _fitting(engine: Engine, groups: Sequence[Sequence[Continuation]]) -> int:
 
 def _pages(group: Sequence[Continuation]) -> int:
     """Most pages that a group takes: of its beginning, and of each continuation, which copies the page they share."""
+    if len(group) == 1:
+        return -(-(len(group[0].tokens) - 1) // PAGE)
     shared = _shared(group)
-    return -(-shared // PAGE) + sum(-(-len(c.tokens) // PAGE) - shared // PAGE for c in group)
+    return -(-shared // PAGE) + sum(-((1 - len(c.tokens)) // PAGE) - shared // PAGE for c in group)
 
 
 def _shared(group: Sequence[Continuation]) -> int:
@@ -108,10 +123,12 @@ def _batch(engine: Engine, groups: Sequence[Sequence[Continuation]], single: boo
             jobs: list[list[_Job]] = []
             for root, group in zip(roots, groups, strict=True):
                 jobs.append([])
+                start = len(root.tokens)
                 for c in group:
-                    handles.append(engine.core.sequence_fork(root.handle))
-                    start = len(root.tokens)
-                    jobs[-1].append(_Job(handles[-1], len(c.tokens), c.tokens[start:-1], c.tokens[start + 1 :]))
+                    handle = root.handle  # one alone goes on where its beginning ended
+                    if len(group) > 1:
+                        handles.append(handle := engine.core.sequence_fork(root.handle))
+                    jobs[-1].append(_Job(handle, len(c.tokens), c.tokens[start:-1], c.tokens[start + 1 :]))
             rows = min(engine.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * engine.vocab)))
             _run(engine, [job for some in jobs for job in some], 1 if single else rows)
     finally:

@@ -177,7 +177,7 @@ class _Evaluation:
     def _chosen(
         self, llm: LLM, task: Task, items: list[Item], wanted: Sequence[int]
     ) -> Iterator[tuple[int, dict[str, float]]]:
-        groups = [[encode_pair(llm.tokenizer, *pair, llm.context) for pair in items[i].pairs] for i in wanted]
+        groups = [[encode_pair(llm.tokenizer, *pair, llm.context + 1) for pair in items[i].pairs] for i in wanted]
         found = likelihoods(llm.engine, groups, single=self.variant.predicted)
         for index, some in zip(wanted, found, strict=True):
             yield index, choice_scores(items[index], [s.value for s in some], [s.greedy for s in some])
