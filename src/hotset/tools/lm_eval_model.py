@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import lm_eval.models  # noqa: F401  (the harness registers its own models only while there are no others)
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hotset.engine.likelihood import Continuation, likelihoods
 from hotset.errors import UsageError
@@ -41,28 +43,26 @@ class HotsetLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Requests of one context come one after another, and share it."""
-        limit = self.llm.context
-        pairs = []
-        for _pair, context, continuation in requests:
-            whole = [*context, *continuation][-limit:]
-            pairs.append(Continuation(whole, max(len(whole) - len(continuation), 1)))
+        pairs = [self._continuation(context, continuation) for _pair, context, continuation in requests]
         contexts = [tuple(context) for _pair, context, _ in requests]
         starts = [i for i in range(len(pairs)) if i == 0 or contexts[i] != contexts[i - 1]]
         groups = [pairs[a:b] for a, b in zip(starts, [*starts[1:], len(pairs)], strict=True)]
         return [(one.value, one.greedy) for some in likelihoods(self.llm.engine, groups) for one in some]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Whole texts in windows of the context, side by side; the first token after the one that begins a text."""
+        """Whole texts in windows of the context, which the harness cuts."""
         found = []
         for request in requests:
-            tokens, size = self.tok_encode(request.args[0], add_special_tokens=False), self.llm.context - 1
-            total = 0.0
-            for at in range(0, len(tokens), size):
-                before = self.eot_token_id if at == 0 else tokens[at - 1]
-                group = [Continuation([before, *tokens[at : at + size]], 1)]
-                total += next(likelihoods(self.llm.engine, [group]))[0].value
-            found.append(total)
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            windows = get_rolling_token_windows(tokens, self.eot_token_id, self.llm.context, context_len=1)
+            groups = [[self._continuation(*make_disjoint_window(window))] for window in windows]
+            found.append(sum(one.value for some in likelihoods(self.llm.engine, groups) for one in some))
         return found
+
+    def _continuation(self, context: list[int], continuation: list[int]) -> Continuation:
+        """Cut at the left to what the context holds."""
+        whole = [*context, *continuation][-self.llm.context - 1 :]
+        return Continuation(whole, max(len(whole) - len(continuation), 1))
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         found: list[str] = []
