@@ -33,6 +33,7 @@ _SPREAD = 0.5  # of the way from even zeros to those of one limit on all neurons
 _RANGE = (0.5, 0.97)  # zeros of a layer at least and at most, where more or fewer are wanted by that
 _SIGN_TOKENS = 4096
 _BLEND = 0.2  # of the newest update in the zeros that lead the pull
+_MOST_ERROR = 10.0  # an FFN that adds nothing has 1, one that learns less; single updates may have some more
 
 
 class Layerwise:
@@ -56,7 +57,7 @@ class Layerwise:
     def run(self, reporter: Reporter, stop: Callable[[], bool], save: Callable[[Place], None]) -> bool:
         """Trains to the last layer, or until `stop` says so; finished layers are saved. True: it was the last.
 
-        Raises: TrainingError (an error that is no number), StorageError.
+        Raises: TrainingError (an error that is no number, or far above that of no FFN at all), StorageError.
         """
         self.mixture.drawn[:] = 0
         ids = torch.from_numpy(self.mixture.batch(self.s.ffn_sequences))[:, :-1].to(self.world.device)
@@ -120,7 +121,7 @@ class Layerwise:
             if (zeros := self._train(ffn, lesson, goal, stop)) is None:
                 return None
             error = streams.leave(lesson, ffn)
-            self._require_number(error, "after its last update")
+            self._require_learning(error, "after its last update")
             learned = True
             return error, zeros
         except torch.linalg.LinAlgError:  # weights that are no numbers have no least squares
@@ -147,7 +148,7 @@ class Layerwise:
             with self._memory(f"an update on {size} tokens", halved("--ffn-batch", size), bf16):
                 part = lesson.part(chosen.to(self.world.device))
                 error, now = self._update(ffn, part, share, pull.weight if goal else 0.0)
-                self._require_number(error, f"in update {number + 1} of {len(parts)}")
+                self._require_learning(error, f"in update {number + 1} of {len(parts)}")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if pull.start is None:
@@ -177,7 +178,7 @@ class Layerwise:
         return torch.randperm(len(lesson.inputs), generator=generator).split(self.s.ffn_batch)
 
     def _update(self, ffn: SparseFfn, part: Lesson, share: float, pull: float) -> tuple[float, float]:
-        """Gradients of one update; returns its loss and the share of zeros before it."""
+        """Gradients of one update; returns its error and the share of zeros before it."""
         neurons = ffn.activate(ffn.gate_proj(part.inputs), ffn.up_proj(part.inputs))
         out = ffn.down_proj(neurons)
         wrong = (out.float() - part.wanted) * part.weights[:, None]
@@ -185,19 +186,20 @@ class Layerwise:
         added = (ffn.contributions(neurons) * part.weights).mean() / share**0.5
         loss = error + pull * added
         loss.backward()
-        found: list[float] = torch.stack([loss.detach(), (neurons.detach() == 0).float().mean()]).tolist()
+        found: list[float] = torch.stack([error.detach(), (neurons.detach() == 0).float().mean()]).tolist()
         return found[0], found[1]
 
-    def _require_number(self, loss: float, when: str) -> None:
-        if not math.isfinite(loss):
-            raise self._diverged(loss, when)
+    def _require_learning(self, error: float, when: str) -> None:
+        if not error <= _MOST_ERROR:
+            raise self._diverged(error, when)
 
-    def _diverged(self, loss: float, when: str) -> TrainingError:
+    def _diverged(self, error: float, when: str) -> TrainingError:
         before = f"the {self.step} before it are kept" if self.step else "no layer is done yet"
         more = " and --accept-changes" if self.step else ""
         lower = f"a lower --ffn-lr (is {self.s.ffn_lr:g}){more}"
         return TrainingError(
-            f"FFN of layer {self.step + 1}/{len(self.ffns)}: its loss is {loss:.4g} {when}; {before}. "
+            f"FFN of layer {self.step + 1}/{len(self.ffns)}: its loss is {error:.4g} {when} (one that adds nothing has "
+            f"1 at most); {before}. "
             f"Go on with {lower}{'' if self.s.dtype == 'f32' else ', or with --dtype f32'}"
         )
 
