@@ -118,7 +118,7 @@ bench-micro: $(VENV)/dev  ## rates of the kernels beside this host's memory and 
 check-instructions: $(VENV)/dev  ## kernels take no more instructions than before; needs valgrind
 	$(BIN)/python -m bench.instructions
 
-report: $(VENV)/dev  ## tables of the newest results into README.md
+report: $(VENV)/dev  ## tables of the newest results into docs/reference/results.md, the headline into README.md
 	$(BIN)/python -m bench.report
 
 clean:  ## remove builds and the environment

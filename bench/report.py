@@ -1,6 +1,7 @@
-"""Tables from the newest result of every kind in bench/results, into README.md between its markers: `make report`.
+"""Tables from the newest result of every kind in bench/results: `make report`.
 
---print writes them to standard output instead.
+All of them go into docs/reference/results.md, the few that matter most into README.md, between its markers. --print
+writes them to standard output instead.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.common import RESULTS, ROOT, table
+from bench.headline import headline
 from bench.sparse_summary import LADDER, PEER
 
 if TYPE_CHECKING:
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 START = "<!-- results: written by `make report` from bench/results -->"
 END = "<!-- end of results -->"
+PAGE = ROOT / "docs/reference/results.md"
+ABOUT = """# Results
+
+Written by `make report`: the newest result of every kind in `bench/results/`, where every sample lies, with host and
+command. Each ratio is of one run, in which both engines took turns; machines differ from table to table.
+"""
 PLANNED_WITHIN = 0.15  # of the measured speed: a plan that is good enough
 Result = dict[str, Any]
 
@@ -275,20 +283,25 @@ def report() -> Iterator[str]:
             yield f"{show(result)}\n\n" + "; older rows: ".join(files)
 
 
+def as_page(text: str) -> str:
+    """The tables with their links as seen from PAGE."""
+    return f"{ABOUT}\n{text}\n".replace("](bench/", "](../../bench/").replace("](docs/", "](../")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--print", action="store_true", help="to standard output, not into README.md")
+    parser.add_argument("--print", action="store_true", help="to standard output, not into files")
     args = parser.parse_args()
-    text = "\n\n".join(report())
+    text, found = "\n\n".join(report()), newest()
     if args.print:
         print(text)
         return
-    found = newest()
     for what in PLOTS.keys() & found.keys():
         PLOTS[what](found[what])
+    PAGE.write_text(as_page(text))
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(START)
-    readme.write_text(f"{before}{START}\n{text}\n{END}{rest.partition(END)[2]}")
+    readme.write_text(f"{before}{START}\n{headline(found)}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
