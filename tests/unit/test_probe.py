@@ -38,6 +38,8 @@ RATES = Rates(
     placed_reads_per_s={4096: 80e3, 16384: 40e3},
     busy_seq_bytes_per_s={1: 2.5e9, 2: 2e9},
     busy_work_share={1: 0.9, 2: 0.8},
+    layer_s={1: 1e-5},
+    vector_s={1: 2e-8, 2: 1e-8},
     cache_bytes=1 << 20,
 )
 SMALL = DriveGrid((4096, 16384), (1, 8), (2,), (2 * MIB,), 0.005, 2, 4 * MIB)
@@ -105,7 +107,7 @@ def test_rates_by_threads() -> None:
 
 def test_rates_survive_a_file(tmp_path: Path) -> None:
     path = tmp_path / "probe.json"
-    path.write_text(json.dumps({"format_version": 3, "rates": RATES.as_json()}))
+    path.write_text(json.dumps({"format_version": 4, "rates": RATES.as_json()}))
     assert load_rates(path) == RATES
     old = replace(RATES, neuron_bytes_per_s={})
     assert rates_from_json(old.as_json(), "here") == old
@@ -147,6 +149,8 @@ TABLE = {
     "placed_reads_per_s": {4096: [7.0, 8.0, 6.0]},
     "busy_seq_bytes_per_s": {1: [2.0, 1.0, 3.0]},
     "busy_work_share": {1: [0.9, 0.8, 1.0]},
+    "layer_s": {1: [2e-5, 1e-5, 3e-5]},
+    "vector_s": {1: [2e-8]},
 }
 
 
@@ -237,9 +241,8 @@ def test_neurons_of_a_known_model(tmp_path: Path) -> None:
     engine.step(np.array([engine.sequence_new()], np.int32), step, step, np.ones(1, np.uint8))
     active = np.unpackbits(engine.take_record()[0]).sum()
     assert 0.3 * 3 * 256 < active < 0.7 * 3 * 256, "half of the gates of random weights"
-    hidden = probe_neurons.HIDDEN
     rows = sum((4096, 512, 512, 4096)) + probe_neurons.RANK
-    maps = _core.packed_bytes("q4_0", rows, hidden) + _core.packed_bytes("q4_0", 256, probe_neurons.RANK)
+    maps = _core.packed_bytes("q4_0", rows, 4096) + _core.packed_bytes("q4_0", 256, probe_neurons.RANK)
     assert model.weight_bytes == 3 * maps
     chosen = {least: model.decode(2, least, 0.05).vectors for least in (-1e9, 0.674, 1e9)}
     assert chosen[1e9] == 0 and chosen[-1e9] == pytest.approx(3 * 256 + 2 * active, rel=0.2)
@@ -247,12 +250,26 @@ def test_neurons_of_a_known_model(tmp_path: Path) -> None:
 
 
 def test_rates_of_decoding_are_differences_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = probe_neurons.NeuronModel(tmp_path, 1, 64)
-    steps = {probe_neurons.NONE: probe_neurons.Step(2e-3, 0), probe_neurons.A_QUARTER: probe_neurons.Step(5e-3, 600)}
-    monkeypatch.setattr(probe_neurons.NeuronModel, "decode", lambda self, threads, least, seconds: steps[least])
-    assert probe_neurons.weight_bytes_per_s(model, 2, 1.0) == pytest.approx(model.weight_bytes / 2e-3)
-    vector = _core.vector_bytes("q4_0", probe_neurons.HIDDEN)
-    assert probe_neurons.neuron_bytes_per_s(model, 2, 1.0) == pytest.approx(600 * vector / 3e-3)
+    """The large model's steps, then the small one's."""
+    (tmp_path / "small").mkdir()
+    small = probe_neurons.NeuronModel(tmp_path / "small", 2, 64, probe_neurons.SMALL)
+    models = probe_neurons.NeuronModels(probe_neurons.NeuronModel(tmp_path, 1, 64), small)
+    none, some, every = (probe_neurons.NONE, probe_neurons.A_QUARTER, probe_neurons.ALL)
+    steps = {
+        (1, none): probe_neurons.Step(2e-3, 0), (1, some): probe_neurons.Step(5e-3, 600),
+        (2, none): probe_neurons.Step(4e-5, 0), (2, every): probe_neurons.Step(7e-5, 150),
+    }  # fmt: skip
+    monkeypatch.setattr(
+        probe_neurons.NeuronModel, "decode", lambda self, threads, least, seconds: steps[self.layers, least]
+    )
+    layer_s, vector_s = (way(models, 2, 1.0) for way in (probe_neurons.layer_seconds, probe_neurons.vector_seconds))
+    assert (layer_s, vector_s) == (pytest.approx(2e-5), pytest.approx(2e-7))
+    weights, vector = models.large.weight_bytes, _core.vector_bytes("q4_0", 4096)
+    assert probe_neurons.weight_bytes_per_s(models, 2, 1.0) == pytest.approx(weights / 2e-3)
+    assert probe_neurons.weight_bytes_per_s(models, 2, 1.0, layer_s) == pytest.approx(weights / 1.98e-3)
+    assert probe_neurons.neuron_bytes_per_s(models, 2, 1.0) == pytest.approx(600 * vector / 3e-3)
+    assert probe_neurons.neuron_bytes_per_s(models, 2, 1.0, vector_s) == pytest.approx(vector / 4.8e-6)
+    assert probe_neurons.neuron_bytes_per_s(models, 2, 1.0, 1.0) == pytest.approx(vector / 2.5e-6), "half at most"
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ def verification(sizes: NeuronSizes, hot: int, demand: Demand, resident_bytes: i
         row_s=macs / rates.gmac_rate(threads) / 1e9,
         drive_bytes=read,
         memory_bytes=first + resident_bytes,
-        once_s=resident_bytes / rates.weight_rate(threads)
+        once_s=sizes.layers * rates.layer_seconds(threads)
+        + resident_bytes / rates.weight_rate(threads)
         + (first + later) / rates.neuron_rate(threads)
         + read / rates.check_rate(threads),
         rates=rates,

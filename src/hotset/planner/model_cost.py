@@ -118,10 +118,11 @@ def _seconds(
     issue = rates.read_cpu_s(demand.requests, demand.read_bytes) / threads
     choose = 0 if predictor == "all" else _CHOOSE_S * sizes.neurons
     first = seconds(before, before * demand.parallel, rates.weight_rate(threads)) + choose
-    bundles = rates.neuron_rate(threads)
+    first += sizes.layers * rates.layer_seconds(threads)
+    bundles, each = rates.neuron_rate(threads), rates.vector_seconds(threads) / sizes.vector_bytes
     check = demand.missed * sizes.stride / rates.check_rate(threads)
-    inside = seconds(neurons - down, products - down * demand.users, bundles) + check + issue
-    after = seconds(down, down * demand.users, bundles)
+    inside = seconds(neurons - down, products - down * demand.users, bundles) + (neurons - down) * each + check + issue
+    after = seconds(down, down * demand.users, bundles) + down * each
     if sizes.layers_at_work(predictor) > 1:
         return math.hypot(drive, first + inside + after)
     return first + math.hypot(drive, inside) + after

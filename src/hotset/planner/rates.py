@@ -11,12 +11,12 @@ from typing import Any
 
 from hotset.errors import FormatError, StorageError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _MOST_BYTES = 1 << 20  # of the file; a full probe takes some ten KB
 _LARGE = 1 << 20  # bytes of a read in order, as probed
 _OPTIONAL = (
     "weight_bytes_per_s", "neuron_bytes_per_s", "check_bytes_per_s", "placed_reads_per_s", "busy_seq_bytes_per_s",
-    "busy_work_share",
+    "busy_work_share", "layer_s", "vector_s",
 )  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class Rates:
     # Reads in order beside so many computing threads, one of which sends and takes them; what is left of their speed.
     busy_seq_bytes_per_s: Mapping[int, float] = field(default_factory=dict)
     busy_work_share: Mapping[int, float] = field(default_factory=dict)
+    # Of one sequence, by threads: of a layer besides its weights, of a neuron's vector besides its bytes.
+    layer_s: Mapping[int, float] = field(default_factory=dict)
+    vector_s: Mapping[int, float] = field(default_factory=dict)
     cache_bytes: int = 1  # of the last level: what is no larger need not come from memory for every token
 
     def reads_per_s(self, block_bytes: int) -> float:
@@ -111,6 +114,14 @@ class Rates:
     def check_rate(self, threads: int) -> float:
         """Bytes/s of checksums; where not measured, what the memory gives."""
         return _at(self.check_bytes_per_s or self.memory_bytes_per_s, threads)
+
+    def layer_seconds(self, threads: int) -> float:
+        """Of a layer besides its weights; where not measured, none."""
+        return _at(self.layer_s, threads) if self.layer_s else 0.0
+
+    def vector_seconds(self, threads: int) -> float:
+        """Of a neuron's vector besides its bytes; where not measured, none."""
+        return _at(self.vector_s, threads) if self.vector_s else 0.0
 
     def gmac_rate(self, threads: int) -> float:
         """10^9 multiply-adds/s of `threads` threads; the nearest lower number measured, else the least."""

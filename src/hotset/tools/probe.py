@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Samples = Mapping[int, Sequence[float]]  # by threads
 Table = Mapping[str, Samples]
-_WAYS = 5  # of measuring cores and memory, see _cores
+_WAYS = 7  # of measuring cores and memory, see _cores
 _BUSY_DRIVE = "busy_seq_bytes_per_s", "busy_work_share"
 _AGAIN = 3  # samples in the place of one that others disturbed
 _ABOUT_EQUAL = 0.85  # of the reads/s of the faster back end: as far as repeated measurements differ
@@ -175,15 +175,23 @@ def _cores(
     """
     from hotset.tools import doctor, probe_kernels, probe_neurons
 
-    with probe_neurons.neuron_model(folder) as model:
+    found: dict[str, dict[int, list[float]]] = {}
+
+    def net(way: Callable[..., float], besides: str) -> Callable[[int, float], float]:
+        """Without what was measured just now of the same threads."""
+        return lambda threads, seconds: way(models, threads, seconds, found[besides][threads][-1])
+
+    with probe_neurons.neuron_models(folder) as models:
         ways: dict[str, Callable[[int, float], float]] = {
             "memory_bytes_per_s": lambda threads, seconds: doctor.memory_rates([threads], seconds)[threads],
             "int8_gmac_per_s": probe_kernels.int8_gmac_per_s,
             "check_bytes_per_s": probe_kernels.check_bytes_per_s,
-            "weight_bytes_per_s": partial(probe_neurons.weight_bytes_per_s, model),
-            "neuron_bytes_per_s": partial(probe_neurons.neuron_bytes_per_s, model),
+            "layer_s": partial(probe_neurons.layer_seconds, models),
+            "vector_s": partial(probe_neurons.vector_seconds, models),
+            "weight_bytes_per_s": net(probe_neurons.weight_bytes_per_s, "layer_s"),
+            "neuron_bytes_per_s": net(probe_neurons.neuron_bytes_per_s, "vector_s"),
         }
-        found: dict[str, dict[int, list[float]]] = {name: {n: [] for n in counts} for name in ways}
+        found |= {name: {n: [] for n in counts} for name in ways}
         for _ in range(repeats):  # in turn, so that what else the host does falls on all alike
             for name, way in ways.items():
                 for threads in counts:
@@ -242,6 +250,8 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
         weight_bytes_per_s=_each(median, samples["weight_bytes_per_s"]),
         neuron_bytes_per_s=_each(median, samples["neuron_bytes_per_s"]),
         check_bytes_per_s=_each(median, samples["check_bytes_per_s"]),
+        layer_s=_each(median, samples["layer_s"]),
+        vector_s=_each(median, samples["vector_s"]),
         placed_reads_per_s=_each(median, samples["placed_reads_per_s"]),
         busy_seq_bytes_per_s=_each(median, samples["busy_seq_bytes_per_s"]),
         busy_work_share=_each(median, samples["busy_work_share"]),

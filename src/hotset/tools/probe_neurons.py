@@ -1,4 +1,6 @@
-"""How fast the engine decodes from memory: matrices it streams, and neurons that a predictor chooses here and there."""
+"""How fast the engine decodes from memory: matrices it streams, and neurons that a predictor chooses here and there;
+and what a layer takes that has next to no weights.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,8 @@ from hotset.config import LayerConfig, ModelConfig
 from hotset.quant import NeuronLayout
 from hotset.tools.probe_drive import MIB
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, RANK, VOCAB = 4096, 32, 4, 128, 64, 16
+RANK, VOCAB = 64, 16
 _FMT = "q4_0"
-_LAYOUT = NeuronLayout(_FMT, HIDDEN, gated=True)
-_ATTENTION = {"q": HIDDEN, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM, "o": HIDDEN}  # rows of HIDDEN
 _DISTINCT = 64  # bundles that the file repeats: what is computed does not depend on their values
 # Of matrices, and of neurons. A virtual machine may have more cache than it sees.
 _LEAST_BYTES = 256 * MIB
@@ -35,6 +35,36 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a layer's matrices."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def hidden(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def attention(self) -> dict[str, int]:
+        """Rows of `hidden` columns."""
+        kv = self.kv_heads * self.head_dim
+        return {"q": self.hidden, "k": kv, "v": kv, "o": self.hidden}
+
+    @property
+    def layout(self) -> NeuronLayout:
+        return NeuronLayout(_FMT, self.hidden, gated=True)
+
+    def attention_bytes(self) -> int:
+        return sum(_core.packed_bytes(_FMT, rows, self.hidden) for rows in self.attention.values())
+
+
+LARGE, SMALL = Shape(32, 4, 128), Shape(4, 1, 64)
+_SMALL_LAYERS = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """Of decoding one token."""
 
@@ -43,25 +73,26 @@ class Step:
 
 
 class NeuronModel:
-    """A model several times as large as this CPU's caches, whose predictor chooses neurons by chance.
+    """A model whose predictor chooses neurons by chance.
 
     Gates have a ReLU and ups nothing: of a candidate the gate is computed, of an active one the rest, too.
     """
 
-    def __init__(self, folder: Path, layers: int, neurons: int) -> None:
+    def __init__(self, folder: Path, layers: int, neurons: int, shape: Shape = LARGE) -> None:
         """neurons: of a layer, a multiple of 64."""
         self._rng = np.random.default_rng(0)
+        self.layers, self.shape = layers, shape
         self._config = ModelConfig(
-            hidden=HIDDEN, vocab=VOCAB, ffn=neurons, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, context=512,
-            attention_scale=HEAD_DIM**-0.5, layers=(LayerConfig(),) * layers, act_gate="relu",
+            hidden=shape.hidden, vocab=VOCAB, ffn=neurons, heads=shape.heads, kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim, context=512, attention_scale=shape.head_dim**-0.5,
+            layers=(LayerConfig(),) * layers, act_gate="relu",
         )  # fmt: skip
         self._tensors: list[_core.TensorRef] = []
         self._maps: list[tuple[_core.TensorRef, _core.TensorRef]] = []
         self._write_weights(folder / "resident", layers, neurons)
         self._neurons = self._write_bundles(folder / "neurons", layers, neurons)
-        rows = (*_ATTENTION.values(), RANK)
-        layer_bytes = sum(_core.packed_bytes(_FMT, n, HIDDEN) for n in rows) + _core.packed_bytes(_FMT, neurons, RANK)
-        self.weight_bytes = layers * layer_bytes
+        maps = _core.packed_bytes(_FMT, RANK, shape.hidden) + _core.packed_bytes(_FMT, neurons, RANK)
+        self.weight_bytes = layers * (shape.attention_bytes() + maps)
 
     def engine(self, threads: int, least: float) -> _core.Engine:
         """least: score of the neurons that are computed."""
@@ -86,10 +117,11 @@ class NeuronModel:
 
     def _write_weights(self, path: Path, layers: int, neurons: int) -> None:
         """Every layer's lie in the file for themselves; layers have the same ones."""
-        shapes = {name: (rows, HIDDEN) for name, rows in _ATTENTION.items()}
-        maps = {"down": (RANK, HIDDEN), "up": (neurons, RANK)}
+        hidden = self.shape.hidden
+        shapes = {name: (rows, hidden) for name, rows in self.shape.attention.items()}
+        maps = {"down": (RANK, hidden), "up": (neurons, RANK)}
         packed = {name: self._packed(*shape) for name, shape in (shapes | maps).items()}
-        ones = np.ones(HIDDEN, np.float32).view(np.uint8)
+        ones = np.ones(hidden, np.float32).view(np.uint8)
         with path.open("wb") as file:
 
             def add(role: str, layer: int, data: Bytes, fmt: str, rows: int, cols: int) -> _core.TensorRef:
@@ -97,13 +129,13 @@ class NeuronModel:
                 file.write(data.tobytes() + bytes(-data.nbytes % _PAGE))
                 return _core.TensorRef(role, layer, str(path), at, data.nbytes, fmt, rows, cols)
 
-            self._tensors.append(add("embed", -1, self._packed(VOCAB, HIDDEN), _FMT, VOCAB, HIDDEN))
-            self._tensors.append(add("final_norm", -1, ones, "f32", HIDDEN, 0))
+            self._tensors.append(add("embed", -1, self._packed(VOCAB, hidden), _FMT, VOCAB, hidden))
+            self._tensors.append(add("final_norm", -1, ones, "f32", hidden, 0))
             for layer in range(layers):
                 for name, (rows, cols) in shapes.items():
                     self._tensors.append(add(name, layer, packed[name], _FMT, rows, cols))
                 for name in ("attn_norm", "ffn_norm"):
-                    self._tensors.append(add(name, layer, ones, "f32", HIDDEN, 0))
+                    self._tensors.append(add(name, layer, ones, "f32", hidden, 0))
                 down, up = (add(name, layer, packed[name], _FMT, *shape) for name, shape in maps.items())
                 self._maps.append((down, up))
 
@@ -114,36 +146,65 @@ class NeuronModel:
 
     def _write_bundles(self, path: Path, layers: int, neurons: int) -> _core.NeuronFile:
         """Layers share their bundles on the drive, not in memory."""
-        stride = -(-_LAYOUT.bytes // _PAGE) * _PAGE
-        vectors = np.empty((_DISTINCT * len(_LAYOUT.roles), _LAYOUT.vector_bytes), np.uint8)
-        _core.encode_vectors(_FMT, self._rng.standard_normal((len(vectors), HIDDEN), np.float32), vectors)
+        layout, hidden = self.shape.layout, self.shape.hidden
+        stride = -(-layout.bytes // _PAGE) * _PAGE
+        vectors = np.empty((_DISTINCT * len(layout.roles), layout.vector_bytes), np.uint8)
+        _core.encode_vectors(_FMT, self._rng.standard_normal((len(vectors), hidden), np.float32), vectors)
         bundles = np.zeros((_DISTINCT, stride), np.uint8)
-        bundles[:, : _LAYOUT.bytes] = vectors.reshape(_DISTINCT, _LAYOUT.bytes)
-        sums = np.array([_core.crc32c(bundle[: _LAYOUT.bytes]) for bundle in bundles], np.uint32)
+        bundles[:, : layout.bytes] = vectors.reshape(_DISTINCT, layout.bytes)
+        sums = np.array([_core.crc32c(bundle[: layout.bytes]) for bundle in bundles], np.uint32)
         repeats = neurons // _DISTINCT
         with path.open("wb") as file:
             for _ in range(repeats):
                 file.write(bundles.data)
         every = [np.tile(sums, repeats)] * layers
-        return _core.NeuronFile(str(path), _FMT, HIDDEN, True, stride, neurons, [0] * layers, every)
+        return _core.NeuronFile(str(path), _FMT, hidden, True, stride, neurons, [0] * layers, every)
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronModels:
+    """large: several times as large as the caches of this CPU; small: so small that its weights hardly take time."""
+
+    large: NeuronModel
+    small: NeuronModel
 
 
 @contextmanager
-def neuron_model(folder: Path) -> Iterator[NeuronModel]:
-    """A model in a folder of its own, removed afterwards; larger than the caches of this CPU."""
+def neuron_models(folder: Path) -> Iterator[NeuronModels]:
+    """Models in a folder of their own, removed afterwards."""
     size = min(max(_LEAST_BYTES, _CACHES * int(str(_core.cpu_info()["l3_bytes"]))), _MOST_BYTES)
-    layers = -(-size // sum(_core.packed_bytes(_FMT, rows, HIDDEN) for rows in _ATTENTION.values()))
-    neurons = max(size // layers // _LAYOUT.bytes // _DISTINCT, 1) * _DISTINCT
+    layers = -(-size // LARGE.attention_bytes())
+    neurons = max(size // layers // LARGE.layout.bytes // _DISTINCT, 1) * _DISTINCT
     with TemporaryDirectory(dir=folder, prefix=".probe-") as own:
-        yield NeuronModel(Path(own), layers, neurons)
+        for name in ("large", "small"):
+            (Path(own) / name).mkdir()
+        small = NeuronModel(Path(own) / "small", _SMALL_LAYERS, _DISTINCT, SMALL)
+        yield NeuronModels(NeuronModel(Path(own) / "large", layers, neurons), small)
 
 
-def weight_bytes_per_s(model: NeuronModel, threads: int, seconds: float) -> float:
-    """Bytes/s of matrices that decode of one sequence gets through."""
-    return model.weight_bytes / model.decode(threads, NONE, seconds).seconds
+def layer_seconds(models: NeuronModels, threads: int, seconds: float) -> float:
+    """What a layer of decode takes besides its weights: norms, the joins of threads, looking for neurons."""
+    return models.small.decode(threads, NONE, seconds).seconds / models.small.layers
 
 
-def neuron_bytes_per_s(model: NeuronModel, threads: int, seconds: float) -> float:
-    """Bytes/s of single vectors of neurons, by what a quarter of the neurons adds to the time of a token."""
-    chosen, none = (model.decode(threads, least, seconds / 2) for least in (A_QUARTER, NONE))
-    return chosen.vectors * _LAYOUT.vector_bytes / max(chosen.seconds - none.seconds, 0.01 * chosen.seconds)
+def weight_bytes_per_s(models: NeuronModels, threads: int, seconds: float, layer_s: float = 0.0) -> float:
+    """Bytes/s of matrices that decode of one sequence gets through. layer_s: what each layer takes besides."""
+    step = models.large.decode(threads, NONE, seconds).seconds
+    return models.large.weight_bytes / max(step - models.large.layers * layer_s, 0.5 * step)
+
+
+def vector_seconds(models: NeuronModels, threads: int, seconds: float) -> float:
+    """What a vector of a neuron takes besides its bytes, of which those of the small model hardly have any."""
+    return _vector_seconds(models.small, ALL, threads, seconds)
+
+
+def neuron_bytes_per_s(models: NeuronModels, threads: int, seconds: float, vector_s: float = 0.0) -> float:
+    """Bytes/s of single vectors of neurons that lie apart. vector_s: what each takes besides its bytes."""
+    each = _vector_seconds(models.large, A_QUARTER, threads, seconds)
+    return models.large.shape.layout.vector_bytes / max(each - vector_s, 0.5 * each)
+
+
+def _vector_seconds(model: NeuronModel, least: float, threads: int, seconds: float) -> float:
+    """By what the neurons chosen add to the time of a token."""
+    chosen, none = (model.decode(threads, score, seconds / 2) for score in (least, NONE))
+    return max(chosen.seconds - none.seconds, 0.01 * chosen.seconds) / chosen.vectors
