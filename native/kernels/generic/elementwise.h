@@ -171,14 +171,18 @@ struct Quantized {
   int32_t sum;  // of q; exact up to 2^24
 };
 
-// q = round(x * 127 / absmax), n a multiple of kLanes. Magnitudes below 1e-35 become 0: their inverse
-// overflows. With a NaN or infinity in x, q and sum are 0 and the scale is NaN, so that it shows in every
-// product.
+// Magnitudes below 1e-35 become 0: their inverse overflows.
 template <class V>
-HOTSET_INLINE Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
+HOTSET_INLINE typename V::F inverse_scale(typename V::F top) {
+  const typename V::F inverse = V::div(V::set(127.0f), top);
+  return V::less(V::set(1e-35f), top, V::less(top, V::set(__builtin_inff()), inverse, V::zero()), V::zero());
+}
+
+// q = round(x * inverse), n a multiple of kLanes; `top` is the largest magnitude. With a NaN or infinity in
+// x, q and sum are 0 and the scale is NaN, so that it shows in every product.
+template <class V>
+HOTSET_INLINE Quantized quantize_by(float inverse, float top, const float* x, size_t n, int8_t* q) {
   using F = typename V::F;
-  const float top = largest_magnitude<V>(x, n),
-              inverse = top > 1e-35f && top < __builtin_inff() ? 127.0f / top : 0.0f;
   F codes = V::zero();
   for (size_t i = 0; i < n; i += V::kLanes) {
     const F code = V::round(V::mul(V::load(x + i), V::set(inverse)));
@@ -191,24 +195,48 @@ HOTSET_INLINE Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
   return {__builtin_nanf(""), 0};
 }
 
+// The groups of x[cols], padded with zeros to whole ones and then with groups of zeros.
+class PaddedGroups {
+ public:
+  PaddedGroups(const float* x, size_t cols) : x_(x), whole_(cols / quant::kGroup) {
+    __builtin_memcpy(last_, x + whole_ * quant::kGroup, cols % quant::kGroup * sizeof(float));
+  }
+  HOTSET_INLINE const float* operator[](size_t g) const {
+    return g < whole_ ? x_ + g * quant::kGroup : g == whole_ ? last_ : zeros_;
+  }
+
+ private:
+  const float* x_;
+  size_t whole_;
+  float last_[quant::kGroup] = {}, zeros_[quant::kGroup] = {};
+};
+
+// Groups [first, first + count), count <= kBatch: the i-th one's codes go to q + i * stride * kGroup. In two
+// passes, as the way from a group's values to its maximum to its codes is mostly latency.
+inline constexpr size_t kBatch = 16;
+template <class V>
+HOTSET_INLINE void quantize_batch(const PaddedGroups& groups, size_t first, size_t count, size_t stride,
+                                  int8_t* q, float* d, int32_t* s) {
+  using quant::kGroup;
+  float top[kBatch] = {}, inverse[kBatch];
+  for (size_t i = 0; i < count; ++i) top[i] = largest_magnitude<V>(groups[first + i], kGroup);
+  for (size_t i = 0; i < kBatch; i += V::kLanes) V::store(inverse + i, inverse_scale<V>(V::load(top + i)));
+  for (size_t i = 0; i < count; ++i) {
+    int8_t* to = q + i * stride * kGroup;
+    const Quantized group = quantize_by<V>(inverse[i], top[i], groups[first + i], kGroup, to);
+    d[i * stride] = group.scale;
+    s[i * stride] = group.sum;
+  }
+}
+
 template <class V>
 void quantize(const float* x, size_t cols, const QTile& tile, size_t t) {
-  using quant::kGroup;
-  const size_t groups = (cols + quant::kColBlock - 1) / quant::kColBlock * (quant::kColBlock / kGroup);
-  for (size_t g = 0; g < groups; ++g) {
-    const size_t begin = g * kGroup, count = begin >= cols           ? 0
-                                             : cols - begin < kGroup ? cols - begin
-                                                                     : kGroup;
-    const float* source = x + begin;
-    float padded[kGroup] = {};
-    if (count < kGroup) {
-      __builtin_memcpy(padded, source, count * sizeof(float));
-      source = padded;
-    }
-    int8_t* q = tile.q + (g * tile.n + t) * kGroup;
-    const Quantized group = quantize_absmax<V>(source, kGroup, q);
-    tile.d[g * tile.n + t] = group.scale;
-    tile.s[g * tile.n + t] = group.sum;
+  constexpr size_t each = quant::kColBlock / quant::kGroup;
+  const size_t count = (cols + quant::kColBlock - 1) / quant::kColBlock * each;
+  const PaddedGroups groups(x, cols);
+  for (size_t g = 0; g < count; g += kBatch) {
+    const size_t n = count - g < kBatch ? count - g : kBatch, at = g * tile.n + t;
+    quantize_batch<V>(groups, g, n, tile.n, tile.q + at * quant::kGroup, tile.d + at, tile.s + at);
   }
 }
 
