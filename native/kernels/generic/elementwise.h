@@ -166,33 +166,36 @@ HOTSET_INLINE float largest_magnitude(const float* x, size_t n) {
       [](F a, F b) { return V::max(a, b); }));
 }
 
-struct Quantized {
-  float scale;  // absmax / 127
-  int32_t sum;  // of q; exact up to 2^24
-};
-
-// Magnitudes below 1e-35 become 0: their inverse overflows.
+// 127 / top, 0 for magnitudes below 1e-35, whose inverse overflows, and for infinity.
 template <class V>
 HOTSET_INLINE typename V::F inverse_scale(typename V::F top) {
   const typename V::F inverse = V::div(V::set(127.0f), top);
   return V::less(V::set(1e-35f), top, V::less(top, V::set(__builtin_inff()), inverse, V::zero()), V::zero());
 }
 
-// q = round(x * inverse), n a multiple of kLanes; `top` is the largest magnitude. With a NaN or infinity in
-// x, q and sum are 0 and the scale is NaN, so that it shows in every product.
+// q = round(x * inverse) of a group; returns their sum, which is exact, or NaN if there is a NaN or infinity
+// in x.
 template <class V>
-HOTSET_INLINE Quantized quantize_by(float inverse, float top, const float* x, size_t n, int8_t* q) {
+HOTSET_INLINE float quantize_group(float inverse, const float* x, int8_t* q) {
   using F = typename V::F;
   F codes = V::zero();
-  for (size_t i = 0; i < n; i += V::kLanes) {
+  for (size_t i = 0; i < quant::kGroup; i += V::kLanes) {
     const F code = V::round(V::mul(V::load(x + i), V::set(inverse)));
     V::store_i8(q + i, code);
     codes = V::add(codes, code);
   }
-  const float sum = V::sum(codes);
-  if (sum == sum) return {inverse > 0.0f ? top / 127.0f : 0.0f, static_cast<int32_t>(sum)};
-  __builtin_memset(q, 0, n);
-  return {__builtin_nanf(""), 0};
+  return V::sum(codes);
+}
+
+template <class V>
+HOTSET_INLINE float group_magnitude(const float* x) {
+  using F = typename V::F;
+  F top = V::zero();
+  for (size_t i = 0; i < quant::kGroup; i += V::kLanes) {
+    const F v = V::load(x + i);
+    top = V::max(V::max(v, V::sub(V::zero(), v)), top);
+  }
+  return V::max_lane(top);
 }
 
 // The groups of x[cols], padded with zeros to whole ones and then with groups of zeros.
@@ -211,21 +214,28 @@ class PaddedGroups {
   float last_[quant::kGroup] = {}, zeros_[quant::kGroup] = {};
 };
 
-// Groups [first, first + count), count <= kBatch: the i-th one's codes go to q + i * stride * kGroup. In two
+// Groups [first, first + count), count <= kBatch: the i-th one's codes go to q + i * stride * kGroup. With a
+// NaN or infinity in it, codes and sum are 0 and the scale is NaN, so that it shows in every product. In two
 // passes, as the way from a group's values to its maximum to its codes is mostly latency.
 inline constexpr size_t kBatch = 16;
 template <class V>
 HOTSET_INLINE void quantize_batch(const PaddedGroups& groups, size_t first, size_t count, size_t stride,
                                   int8_t* q, float* d, int32_t* s) {
-  using quant::kGroup;
-  float top[kBatch] = {}, inverse[kBatch];
-  for (size_t i = 0; i < count; ++i) top[i] = largest_magnitude<V>(groups[first + i], kGroup);
-  for (size_t i = 0; i < kBatch; i += V::kLanes) V::store(inverse + i, inverse_scale<V>(V::load(top + i)));
+  using F = typename V::F;
+  float top[kBatch] = {}, inverse[kBatch], scale[kBatch];
+  for (size_t i = 0; i < count; ++i) top[i] = group_magnitude<V>(groups[first + i]);
+  for (size_t i = 0; i < kBatch; i += V::kLanes) {
+    const F t = V::load(top + i), inv = inverse_scale<V>(t);
+    V::store(inverse + i, inv);
+    V::store(scale + i, V::less(V::zero(), inv, V::div(t, V::set(127.0f)), V::zero()));
+  }
   for (size_t i = 0; i < count; ++i) {
-    int8_t* to = q + i * stride * kGroup;
-    const Quantized group = quantize_by<V>(inverse[i], top[i], groups[first + i], kGroup, to);
-    d[i * stride] = group.scale;
-    s[i * stride] = group.sum;
+    int8_t* to = q + i * stride * quant::kGroup;
+    const float sum = quantize_group<V>(inverse[i], groups[first + i], to);
+    const bool finite = sum == sum;
+    if (!finite) __builtin_memset(to, 0, quant::kGroup);
+    d[i * stride] = finite ? scale[i] : __builtin_nanf("");
+    s[i * stride] = finite ? static_cast<int32_t>(sum) : 0;
   }
 }
 
