@@ -72,6 +72,37 @@ CpuFeatures detect() {  // bits of Linux' asm/hwcap.h
 CpuFeatures detect() { return {}; }
 #endif
 
+// CPUs in a list of the kernel's, "0-3,8"; 0 if there is none.
+size_t count_cpus(const std::string& list) {
+  std::istringstream ranges(list);
+  size_t count = 0;
+  for (std::string range; std::getline(ranges, range, ',');) {
+    const size_t dash = range.find('-');
+    const int first = std::atoi(range.c_str());
+    const int last = dash == std::string::npos ? first : std::atoi(range.c_str() + dash + 1);
+    if (last >= first) count += static_cast<size_t>(last - first) + 1;
+  }
+  return count;
+}
+
+struct Cache {
+  size_t bytes = 0, cpus = 0;  // 0 if unknown; that share it
+};
+Cache find_cache(int level, const std::string& cpu0) {
+  std::error_code none;
+  for (const auto& entry : std::filesystem::directory_iterator(cpu0 + "/cache", none)) {
+    const std::string path = entry.path().string();
+    if (first_line(path + "/level") != std::to_string(level)) continue;
+    if (first_line(path + "/type") == "Instruction") continue;
+    const std::string size = first_line(path + "/size");  // "48K", "32M"
+    if (size.empty()) return {};
+    const int shift = size.back() == 'K' ? 10 : size.back() == 'M' ? 20 : 0;
+    return {std::strtoull(size.c_str(), nullptr, 10) << shift,
+            count_cpus(first_line(path + "/shared_cpu_list"))};
+  }
+  return {};
+}
+
 // Lowest-numbered hardware thread of the core: the thread itself where the kernel does not say.
 int core_leader(int cpu) {
   const std::string list =
@@ -183,20 +214,13 @@ std::vector<int> allowed_cpus() {
   return cpus;
 }
 
-size_t cache_bytes(int level) {
-  const std::string folder = "/sys/devices/system/cpu/cpu0/cache";
-  std::error_code none;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, none)) {
-    const std::string path = entry.path().string();
-    if (first_line(path + "/level") != std::to_string(level)) continue;
-    if (first_line(path + "/type") == "Instruction") continue;
-    const std::string size = first_line(path + "/size");  // "48K", "32M"
-    if (size.empty()) return 0;
-    return std::strtoull(size.c_str(), nullptr, 10) << (size.back() == 'K'   ? 10
-                                                        : size.back() == 'M' ? 20
-                                                                             : 0);
-  }
-  return 0;
+size_t cache_bytes(int level) { return find_cache(level, "/sys/devices/system/cpu/cpu0").bytes; }
+
+size_t core_cache_bytes(int level, const std::string& cpu0) {
+  const Cache cache = find_cache(level, cpu0);
+  // One thread runs on a core, so hardware threads of one core share nothing.
+  const size_t threads = count_cpus(first_line(cpu0 + "/topology/thread_siblings_list"));
+  return cache.bytes / std::max<size_t>(1, cache.cpus / std::max<size_t>(1, threads));
 }
 
 }  // namespace hotset

@@ -27,5 +27,7 @@ std::vector<int> allowed_cpus();
 double cgroup_cpu_quota(const std::string& membership = "/proc/self/cgroup",
                         const std::string& mount = "/sys/fs/cgroup");
 size_t cache_bytes(int level);  // L1d, L2, L3 of cpu 0; 0 if unknown
+// What a core has of it where cores share one; `cpu0` is the kernel's folder of that CPU.
+size_t core_cache_bytes(int level, const std::string& cpu0 = "/sys/devices/system/cpu/cpu0");
 
 }  // namespace hotset

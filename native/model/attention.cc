@@ -81,12 +81,17 @@ struct Attention::State {
     std::copy_n(other.lo, n, lo);
     std::copy_n(other.hi, n, hi);
   }
-  // Adds what another chunk of the context gave. l = 0 means that the chunk held nothing for the query.
+  // Adds what another chunk of the context gave. l = 0 means that nothing was there for the query.
   void merge(const State& part) {
     for (size_t i = 0; i < n; ++i) {
       if (part.l[i] == 0.0f) continue;
+      if (l[i] == 0.0f) {
+        std::copy_n(part.o + i * hd, hd, o + i * hd);
+        l[i] = part.l[i], m[i] = part.m[i];
+        continue;
+      }
       const float top = std::max(m[i], part.m[i]);
-      const float mine = l[i] == 0.0f ? 0.0f : std::exp(m[i] - top), theirs = std::exp(part.m[i] - top);
+      const float mine = std::exp(m[i] - top), theirs = std::exp(part.m[i] - top);
       for (size_t d = 0; d < hd; ++d) o[i * hd + d] = o[i * hd + d] * mine + part.o[i * hd + d] * theirs;
       l[i] = l[i] * mine + part.l[i] * theirs;
       m[i] = top;
@@ -230,8 +235,8 @@ void Attention::run_tile(const Tile& t, size_t layer, int64_t window, Rows q, Ro
   State total(memory, t.queries(), hd_), part(memory + State::floats(hd_), t.queries(), hd_);
   load_queries(t, window, q, total);
   part.share_queries(total);
-  total.reset();
-  for (size_t c = 0; c < chunks(t); ++c) {
+  attend_chunk(t, layer, 0, total);
+  for (size_t c = 1; c < chunks(t); ++c) {
     attend_chunk(t, layer, c, part);
     total.merge(part);
   }

@@ -18,6 +18,12 @@ using quant::kRowBlock;
 namespace {
 // FFN rows are cut in units of 64, so that the thread that made them can quantize whole groups for `down`.
 constexpr size_t kUnitBlocks = kColBlock / kRowBlock;
+
+// Then nothing reads what goes into them but as int8.
+bool downs_quantized(const Weights& weights) {
+  return std::all_of(weights.layers.begin(), weights.layers.end(),
+                     [](const LayerWeights& w) { return quant::is_quantized(w.down.format); });
+}
 }  // namespace
 
 Forward::Forward(const ModelDesc& desc, const Weights& weights, EmbeddingFile* embedding, KvCache& kv,
@@ -36,11 +42,11 @@ Forward::Forward(const ModelDesc& desc, const Weights& weights, EmbeddingFile* e
       xq_(max_rows, desc.hidden),
       attnq_(max_rows, desc.heads * desc.head_dim),
       hq_(ffn ? 0 : max_rows, desc.ffn),
-      up_scratch_(pool.size()) {
+      ffn_scratch_(pool.size()) {
   x_ = rows(desc.hidden), xn_ = rows(desc.hidden), y_ = rows(desc.hidden);
   q_ = rows(desc.heads * desc.head_dim), attn_ = rows(desc.heads * desc.head_dim);
   kx_ = rows(desc.kv_heads * desc.head_dim), vx_ = rows(desc.kv_heads * desc.head_dim);
-  if (!ffn) h_ = rows(desc.ffn);
+  if (!ffn && !downs_quantized(weights)) h_ = rows(desc.ffn);
 }
 
 Rows Forward::rows(size_t cols) {
@@ -192,11 +198,12 @@ void Forward::dense_ffn(size_t layer, const Input& in, const Share& share) {
   linear_.prepare(in, desc_.hidden, {&w.up, &w.gate}, share);
   const size_t units = pad_to(w.up.row_blocks(), kUnitBlocks) / kUnitBlocks;
   const size_t unit_bytes = kUnitBlocks * w.up.row_block_bytes() * (desc_.gated ? 2 : 1);
-  const size_t chunk = chunk_blocks(units, unit_bytes, in.rows, share.alone() ? 1 : pool_.size());
+  const size_t results = kColBlock * (desc_.gated ? 2 : 1);
+  const size_t chunk = chunk_blocks(units, {unit_bytes, results}, in.rows, share.alone() ? 1 : pool_.size());
   const auto compute = [&](size_t begin, size_t end, size_t thread) {
-    std::vector<float>& up = up_scratch_[thread];
-    up.resize(std::max(up.size(), kTile * chunk * kColBlock));
-    ffn_units(layer, in, begin, end, share, up.data());
+    std::vector<float>& scratch = ffn_scratch_[thread];
+    scratch.resize(std::max(scratch.size(), 2 * kTile * chunk * kColBlock));
+    ffn_units(layer, in, begin, end, share, scratch.data());
   };
   if (share.alone())
     for (size_t begin = 0; begin < units; begin += chunk)
@@ -208,29 +215,28 @@ void Forward::dense_ffn(size_t layer, const Input& in, const Share& share) {
   linear_.run(out, down, share);
 }
 
-// h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), and its int8 copy.
+// h = f(gate x) * h(up x) for FFN rows [64 * begin, 64 * end), as int8 alone where `down` reads that.
+// scratch: [2] [16 tokens][those rows].
 void Forward::ffn_units(size_t layer, const Input& in, size_t begin, size_t end, const Share& share,
                         float* scratch) {
   const LayerWeights& w = weights_.layers[layer];
   const size_t block = begin * kUnitBlocks, blocks = std::min(end * kUnitBlocks, w.up.row_blocks()) - block;
   const size_t first = begin * kColBlock, width = blocks * kRowBlock;
   const size_t count = std::min(end * kColBlock, w.up.rows) - first;
+  const bool quantized_down = quant::is_quantized(w.down.format);
+  float* up = scratch + kTile * width;
   for (size_t i = share.first; i * kTile < share.end_row(in.rows); ++i) {
-    float* h = h_.row(i * kTile) + first;
-    if (desc_.gated) {
-      linear_.tile(w.gate, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));
-      linear_.tile(w.up, block, blocks, in, i, scratch, static_cast<ptrdiff_t>(width));
-    } else {
-      linear_.tile(w.up, block, blocks, in, i, h, static_cast<ptrdiff_t>(h_.ld));
-    }
+    const Rows h = quantized_down ? Rows{scratch, width} : Rows{h_.row(i * kTile) + first, h_.ld};
+    linear_.tile(desc_.gated ? w.gate : w.up, block, blocks, in, i, h.data, static_cast<ptrdiff_t>(h.ld));
+    if (desc_.gated) linear_.tile(w.up, block, blocks, in, i, up, static_cast<ptrdiff_t>(width));
     const size_t n = std::min(kTile, in.rows - i * kTile);
-    for (size_t t = 0; t < n; ++t) finish_ffn_rows(layer, i, t, first, count, scratch + t * width);
+    for (size_t t = 0; t < n; ++t) finish_ffn_rows(layer, i, t, first, count, up + t * width, h.row(t));
   }
 }
 
-void Forward::finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up) {
+void Forward::finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up,
+                              float* h) {
   const LayerWeights& w = weights_.layers[layer];
-  float* h = h_.row(tile * kTile + t) + first;
   if (desc_.gated) {
     if (!w.gate_bias.empty()) k_.add(w.gate_bias.data() + first, count, h);
     if (!w.up_bias.empty()) k_.add(w.up_bias.data() + first, count, up);

@@ -40,7 +40,7 @@ class Forward {
   void dense_ffn(size_t layer, const Input& in, const Share& share);
   void outer_ffn(size_t layer, const Input& in, bool draft);
   void ffn_units(size_t layer, const Input& in, size_t begin, size_t end, const Share& share, float* scratch);
-  void finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up);
+  void finish_ffn_rows(size_t layer, size_t tile, size_t t, size_t first, size_t count, float* up, float* h);
   void norm(const Vector& w, const Vector& b, const float* x, float* y) const;
   // xn = norm(x) (or x itself where there is no norm) of n rows.
   Input normed(const Vector& w, const Vector& b, size_t n, const Share& share);
@@ -65,7 +65,7 @@ class Forward {
   std::vector<Buffer> memory_;
   Rows x_, xn_, y_, q_, kx_, vx_, attn_, h_, logits_;
   QuantizedRows xq_, attnq_, hq_;
-  std::vector<std::vector<float>> up_scratch_;  // [threads][16 tokens][rows of a chunk]
+  std::vector<std::vector<float>> ffn_scratch_;  // [threads][2][16 tokens][rows of a chunk]
   Buffer logit_memory_;
   size_t logit_rows_ = 0;
 };

@@ -23,9 +23,6 @@ kernels::Kernels::MatmulF float_kernel(const kernels::Kernels& k, Format f) {
 
 // Some 2 us of one core's stream from memory: to take less from another thread costs more than it gains.
 constexpr size_t kLeastChunkBytes = size_t{64} << 10;
-// Weights that stay in a core's L2 beside activations, from one tile of tokens to the next.
-constexpr size_t kTileChunkBytes = size_t{256} << 10;
-
 size_t tile_rows(const Input& in, size_t tile) { return std::min(kTile, in.rows - tile * kTile); }
 
 }  // namespace
@@ -39,11 +36,14 @@ QuantizedRows::QuantizedRows(size_t max_rows, size_t max_cols) {
   s_ = reinterpret_cast<int32_t*>(d_ + rows * groups);
 }
 
-size_t chunk_blocks(size_t blocks, size_t block_bytes, size_t rows, size_t threads) {
+size_t chunk_blocks(size_t blocks, BlockSize block, size_t rows, size_t threads, size_t l2) {
   const size_t each = (blocks + threads - 1) / threads;
-  if (rows > kTile)
-    return std::clamp<size_t>(kTileChunkBytes / block_bytes, 1, std::max<size_t>(1, each / 8));
-  const size_t chunks = std::clamp<size_t>(each * block_bytes / kLeastChunkBytes, 1, 8);
+  if (rows > kTile) {
+    const size_t bytes = block.bytes + block.products * kTile * sizeof(float);
+    const size_t most = threads == 1 ? each : each / 8;
+    return std::clamp<size_t>((l2 ? l2 : size_t{1} << 20) / 4 / bytes, 1, std::max<size_t>(1, most));
+  }
+  const size_t chunks = std::clamp<size_t>(each * block.bytes / kLeastChunkBytes, 1, 8);
   return (each + chunks - 1) / chunks;
 }
 
@@ -72,11 +72,14 @@ void Linear::run_blocks(const Input& in, const Product& p, size_t begin, size_t 
                         const Share& share) const {
   const size_t first = begin * kRowBlock, last = std::min(end * kRowBlock, p.w->rows);
   for (size_t i = share.first; i * kTile < share.end_row(in.rows); ++i) {
-    tile(*p.w, begin, end - begin, in, i, p.out.row(i * kTile) + first, static_cast<ptrdiff_t>(p.out.ld));
-    for (size_t t = i * kTile; t < i * kTile + tile_rows(in, i); ++t) {
-      float* y = p.out.row(t) + first;
+    // What is added to another matrix goes through the share's first tile, which stays in the cache.
+    float* out = p.out.row((p.residual ? share.first : i) * kTile) + first;
+    tile(*p.w, begin, end - begin, in, i, out, static_cast<ptrdiff_t>(p.out.ld));
+    if (p.bias->empty() && !p.residual) continue;
+    for (size_t t = 0; t < tile_rows(in, i); ++t) {
+      float* y = out + t * p.out.ld;
       if (!p.bias->empty()) k_.add(p.bias->data() + first, last - first, y);
-      if (p.residual) k_.add(y, last - first, p.residual->row(t) + first);
+      if (p.residual) k_.add(y, last - first, p.residual->row(i * kTile + t) + first);
     }
   }
 }
@@ -94,19 +97,20 @@ void Linear::run_products(const Input& in, std::span<const Product> products, si
 
 void Linear::run(const Input& in, std::span<const Product> products, const Share& share) {
   const trace::Span span("matmul");
-  size_t total = 0, bytes = 0;
+  size_t total = 0;
+  BlockSize block{0, kRowBlock};
   for (const Product& p : products) {
     total += p.w->row_blocks();
-    bytes = std::max(bytes, p.w->row_block_bytes());
+    block.bytes = std::max(block.bytes, p.w->row_block_bytes());
   }
   const auto alone = [&](const Share& mine) {
-    const size_t chunk = chunk_blocks(total, bytes, in.rows, 1);
+    const size_t chunk = chunk_blocks(total, block, in.rows, 1);
     for (size_t begin = 0; begin < total; begin += chunk)
       run_products(in, products, begin, std::min(total, begin + chunk), mine);
   };
   if (share.alone()) return alone(share);
   if (const RowParts parts(in.rows, pool_); parts.split()) return parts.each(pool_, alone);
-  pool_.parallel_for(total, chunk_blocks(total, bytes, in.rows, pool_.size()),
+  pool_.parallel_for(total, chunk_blocks(total, block, in.rows, pool_.size()),
                      [&](size_t begin, size_t end, size_t) { run_products(in, products, begin, end, {}); });
 }
 

@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <span>
 
+#include "base/cpu.h"
 #include "model/activations.h"
 #include "model/row_parts.h"
 
@@ -45,8 +46,18 @@ class Linear {
   ThreadPool& pool_;
 };
 
-// Row blocks that one thread takes at a time: enough chunks that threads end together, few enough that a
-// chunk is a long stream; for many tokens no more than stays in an L2 cache beside the activations.
-size_t chunk_blocks(size_t blocks, size_t block_bytes, size_t rows, size_t threads);
+// What row blocks are dealt out as: bytes of weights, and products of them with one token.
+struct BlockSize {
+  size_t bytes, products;
+};
+// Blocks that one thread takes at a time: enough chunks that threads end together, few enough that a chunk is
+// a long stream. With many tokens weights and products of a tile of them take at most a quarter of `l2`, the
+// second cache of a core in bytes (0: unknown, taken to be 1 MiB): the weights stay there from tile to tile
+// beside the activations, which are read from whichever cache holds them.
+size_t chunk_blocks(size_t blocks, BlockSize block, size_t rows, size_t threads, size_t l2);
+inline size_t chunk_blocks(size_t blocks, BlockSize block, size_t rows, size_t threads) {
+  static const size_t l2 = core_cache_bytes(2);
+  return chunk_blocks(blocks, block, rows, threads, l2);
+}
 
 }  // namespace hotset::model

@@ -123,6 +123,39 @@ void test_cgroup_v1(const fs::path& root) {
   CHECK(quota(root, "4:cpu,cpuacct:/docker/0123\n") == 0.5);
 }
 
+struct FakeCache {
+  const char *level, *type, *size, *shared;
+};
+
+size_t core_cache(const fs::path& root, const char* siblings, const std::vector<FakeCache>& caches) {
+  fs::remove_all(root);
+  fs::create_directories(root / "topology");
+  std::ofstream(root / "topology/thread_siblings_list") << siblings;
+  for (size_t i = 0; i < caches.size(); ++i) {
+    const fs::path folder = root / "cache" / ("index" + std::to_string(i));
+    fs::create_directories(folder);
+    std::ofstream(folder / "level") << caches[i].level;
+    std::ofstream(folder / "type") << caches[i].type;
+    std::ofstream(folder / "size") << caches[i].size;
+    std::ofstream(folder / "shared_cpu_list") << caches[i].shared;
+  }
+  return core_cache_bytes(2, root.string());
+}
+
+void test_core_cache(const fs::path& root) {
+  const FakeCache l1d{"1", "Data", "32K", "0"}, l1i{"1", "Instruction", "32K", "0"};
+  const FakeCache l3{"3", "Unified", "32M", "0-15"};
+  CHECK(core_cache(root, "0", {l1d, l1i, {"2", "Unified", "1024K", "0"}, l3}) == 1 << 20);  // Zen 4
+  CHECK(core_cache(root, "0,8", {l1d, {"2", "Unified", "256K", "0,8"}, l3}) == 256 << 10);  // Haswell, SMT
+  CHECK(core_cache(root, "0-1", {l1d, {"2", "Unified", "2M", "0-1"}}) == 2 << 20);          // Sapphire Rapids
+  CHECK(core_cache(root, "0", {l1d, {"2", "Unified", "1M", "0-3"}}) == 256 << 10);          // Raspberry Pi 4
+  CHECK(core_cache(root, "4", {l1d, {"2", "Unified", "4096K", "4-7"}, l3}) == 1 << 20);     // Gracemont
+  CHECK(core_cache(root, "", {{"2", "Unified", "512K", ""}}) == 512 << 10);  // who shares it is unknown
+  CHECK(core_cache(root, "0", {l1d, l3}) == 0);
+  CHECK(core_cache(root, "0", {{"2", "Unified", "", "0"}}) == 0);
+  CHECK(core_cache_bytes(2, (root / "missing").string()) == 0);
+}
+
 void test_cpu() {
   const std::vector<int> cpus = allowed_cpus();
   CHECK(!cpus.empty());
@@ -138,6 +171,7 @@ void test_cpu() {
   CHECK(!cpu_model().empty());
   CHECK(cache_bytes(1) <= cache_bytes(2) || cache_bytes(2) == 0);
   CHECK(cache_bytes(9) == 0);
+  CHECK(core_cache_bytes(2) <= cache_bytes(2));
 #if defined(__x86_64__)
   CHECK(cpu_features().avx2 == static_cast<bool>(__builtin_cpu_supports("avx2")));
   CHECK(cpu_features().fma == static_cast<bool>(__builtin_cpu_supports("fma")));
@@ -164,6 +198,7 @@ int main() {
   test_mapped_file(dir);
   test_cgroup_v2(dir);
   test_cgroup_v1(dir);
+  test_core_cache(dir / "cpu0");
   test_cpu();
   test_bandwidth();
   fs::remove_all(dir);

@@ -34,37 +34,43 @@ HOTSET_INLINE void load_halves(const uint16_t* from, Ahead& ahead, typename V::F
   }
 }
 
-// scores[i][t] = q[i] . key t, for Q queries and all tokens of the page; sums over d in order.
-template <class V, int Q>
-HOTSET_APART void page_scores(const PageF16& page, const float* const* q, size_t hd, float (*scores)[kPage],
-                              Ahead& shared) {
+// scores[i][t] = q[i] . key t, for Q queries and the tokens of C vectors from t on; sums over d in order.
+template <class V, int Q, int C>
+HOTSET_APART void score_tokens(const PageF16& page, const float* const* q, size_t hd, size_t t,
+                               float (*scores)[kPage], Ahead& shared) {
   Ahead ahead = shared;  // in registers
   using F = typename V::F;
-  constexpr int C = V::kPageVectors;
-  for (size_t t = 0; t < kPage; t += C * V::kLanes) {
-    F acc[Q][C];
+  F acc[Q][C];
+#pragma GCC unroll 16
+  for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) acc[i][c] = V::zero();
+  }
+  for (size_t d = 0; d < hd; ++d) {
+    F keys[C];
+    load_halves<V, C>(page.keys + d * kPage + t, ahead, keys);
 #pragma GCC unroll 16
     for (int i = 0; i < Q; ++i) {
+      const F query = V::set(q[i][d]);
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) acc[i][c] = V::zero();
-    }
-    for (size_t d = 0; d < hd; ++d) {
-      F keys[C];
-      load_halves<V, C>(page.keys + d * kPage + t, ahead, keys);
-#pragma GCC unroll 16
-      for (int i = 0; i < Q; ++i) {
-        const F query = V::set(q[i][d]);
-#pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) acc[i][c] = V::fma(keys[c], query, acc[i][c]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < Q; ++i) {
-#pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) V::store(scores[i] + t + c * V::kLanes, acc[i][c]);
+      for (int c = 0; c < C; ++c) acc[i][c] = V::fma(keys[c], query, acc[i][c]);
     }
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) V::store(scores[i] + t + c * V::kLanes, acc[i][c]);
+  }
   shared = ahead;
+}
+
+// Of the tokens from t on that are before `limit`, a multiple of kLanes.
+template <class V, int Q, int C = V::kPageVectors>
+HOTSET_INLINE void page_scores(const PageF16& page, const float* const* q, size_t hd, size_t t, size_t limit,
+                               float (*scores)[kPage], Ahead& ahead) {
+  constexpr size_t wide = C * V::kLanes;
+  for (; t + wide <= limit; t += wide) score_tokens<V, Q, C>(page, q, hd, t, scores, ahead);
+  if constexpr (C > 1) page_scores<V, Q, C - 1>(page, q, hd, t, limit, scores, ahead);
 }
 
 // o[i] = o[i] * factor[i] + sum over tokens [begin, end) of weights[i][t] * value t, columns d..d+C*kLanes.
@@ -108,9 +114,10 @@ void attend_queries(const PageF16& page, const AttendState& a, const ActiveQuery
     o[i] = a.o + active[i].index * a.hd;
     unit[i] = 1.0f;
   }
-  page_scores<V, Q>(page, q, a.hd, scores, ahead);
-  softmax_page<V, Q>(active, a, unit, scores, factor, ahead);
   const ActiveQuery all = tokens_of_all<Q>(active);
+  const size_t limit = (all.end + V::kLanes - 1) / V::kLanes * V::kLanes;
+  page_scores<V, Q>(page, q, a.hd, 0, limit, scores, ahead);
+  softmax_page<V, Q>(active, a, unit, limit, scores, factor, ahead);
   size_t d = 0;
   for (; d + wide <= a.hd; d += wide)
     add_values<V, Q, V::kPageVectors>(page, scores, all, factor, a.hd, d, o, ahead);

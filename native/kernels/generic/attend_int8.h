@@ -175,7 +175,7 @@ HOTSET_INLINE float weights_to_words(const PageInt8& page, const ActiveQuery& qu
                                      int16_t* words) {
   for (size_t t = 0; t < kPage; t += V::kLanes)
     V::store(weights + t, V::mul(V::load(weights + t), V::load_bf16(page.value_scale + t)));
-  fill_outside(query.begin, query.end, 0.0f, weights);  // scales there may be anything
+  fill_outside(query.begin, query.end, kPage, 0.0f, weights);  // scales there may be anything
   return quantize_words<V>(weights, kPage, words);
 }
 
@@ -193,7 +193,7 @@ void attend_queries(const PageInt8& page, const AttendState& a, const ActiveQuer
     words[i] = weights[i];
   }
   page_scores<V, Q>(page, q, a.hd, scores, ahead);
-  softmax_page<V, Q>(active, a, unit, scores, factor, ahead);
+  softmax_page<V, Q>(active, a, unit, kPage, scores, factor, ahead);
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) scale[i] = weights_to_words<V>(page, active[i], scores[i], weights[i]);
   const ActiveQuery all = tokens_of_all<Q>(active);

@@ -43,9 +43,10 @@ HOTSET_INLINE ActiveQuery tokens_of_all(const ActiveQuery* active) {
   return all;
 }
 
-HOTSET_INLINE void fill_outside(size_t begin, size_t end, float value, float* x) {
+// x[0..limit) outside [begin, end).
+HOTSET_INLINE void fill_outside(size_t begin, size_t end, size_t limit, float value, float* x) {
   for (size_t t = 0; t < begin; ++t) x[t] = value;
-  for (size_t t = end; t < kPage; ++t) x[t] = value;
+  for (size_t t = end; t < limit; ++t) x[t] = value;
 }
 
 // Lines to fetch while a step takes in so many bytes, or makes a vector of weights: what memory gives
@@ -54,21 +55,21 @@ constexpr int lines(int bytes) { return bytes > 64 ? bytes / 64 : 1; }
 template <class V>
 constexpr int kSoftmaxLines = V::kLanes >= 4 ? V::kLanes / 4 : 1;
 
-// Turns scores of the tokens that each query attends to into weights exp(score * unit - m), all others into
-// 0, and brings m and l up to date. factor: for what was accumulated under the old maximum. By stages, as the
-// queries' chains of dependent steps then overlap.
+// Turns scores of the tokens that each query attends to into weights exp(score * unit - m), all others before
+// `limit`, a multiple of kLanes, into 0, and brings m and l up to date. factor: for what was accumulated
+// under the old maximum. By stages, as the queries' chains of dependent steps then overlap.
 template <class V, int Q>
 HOTSET_APART void softmax_page(const ActiveQuery* active, const AttendState& a, const float* unit,
-                               float (*scores)[kPage], float* factor, Ahead& shared) {
+                               size_t limit, float (*scores)[kPage], float* factor, Ahead& shared) {
   Ahead ahead = shared;
   using F = typename V::F;
   const float lowest = -__builtin_inff();
   float shift[Q], sum[Q], change[(Q + V::kLanes - 1) / V::kLanes * V::kLanes] = {};
 #pragma GCC unroll 4
   for (int i = 0; i < Q; ++i) {
-    fill_outside(active[i].begin, active[i].end, lowest, scores[i]);
+    fill_outside(active[i].begin, active[i].end, limit, lowest, scores[i]);
     F top = V::load(scores[i]);
-    for (size_t t = V::kLanes; t < kPage; t += V::kLanes) top = V::max(V::load(scores[i] + t), top);
+    for (size_t t = V::kLanes; t < limit; t += V::kLanes) top = V::max(V::load(scores[i] + t), top);
     const float page_max = V::max_lane(top) * unit[i], old_max = a.m[active[i].index];
     const float new_max = page_max > old_max ? page_max : old_max;
     // -inf - -inf would be NaN: with nothing above -inf all weights are 0 and the old sum, 0, stays.
@@ -80,15 +81,15 @@ HOTSET_APART void softmax_page(const ActiveQuery* active, const AttendState& a, 
   for (int i = 0; i < Q; ++i) {
     const F u = V::set(unit[i]), minus = V::set(-shift[i]);
     F total = V::zero();
-    for (size_t t = 0; t < kPage; t += V::kLanes) {
+    for (size_t t = 0; t < limit; t += V::kLanes) {
       ahead.fetch<kSoftmaxLines<V>>();
-      const F weight = exp<V>(V::fma(V::load(scores[i] + t), u, minus));
+      const F weight = exp<V, true>(V::fma(V::load(scores[i] + t), u, minus));
       total = V::add(total, weight);
       V::store(scores[i] + t, weight);
     }
     sum[i] = V::sum(total);
   }
-  for (int i = 0; i < Q; i += V::kLanes) V::store(change + i, exp<V>(V::load(change + i)));
+  for (int i = 0; i < Q; i += V::kLanes) V::store(change + i, exp<V, true>(V::load(change + i)));
   for (int i = 0; i < Q; ++i) {
     factor[i] = change[i];
     a.l[active[i].index] = a.l[active[i].index] * factor[i] + sum[i];

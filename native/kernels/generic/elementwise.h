@@ -166,49 +166,87 @@ HOTSET_INLINE float largest_magnitude(const float* x, size_t n) {
       [](F a, F b) { return V::max(a, b); }));
 }
 
-struct Quantized {
-  float scale;  // absmax / 127
-  int32_t sum;  // of q; exact up to 2^24
-};
-
-// q = round(x * 127 / absmax), n a multiple of kLanes. Magnitudes below 1e-35 become 0: their inverse
-// overflows. With a NaN or infinity in x, q and sum are 0 and the scale is NaN, so that it shows in every
-// product.
+// 127 / top, 0 for magnitudes below 1e-35, whose inverse overflows, and for infinity.
 template <class V>
-HOTSET_INLINE Quantized quantize_absmax(const float* x, size_t n, int8_t* q) {
+HOTSET_INLINE typename V::F inverse_scale(typename V::F top) {
+  const typename V::F inverse = V::div(V::set(127.0f), top);
+  return V::less(V::set(1e-35f), top, V::less(top, V::set(__builtin_inff()), inverse, V::zero()), V::zero());
+}
+
+// q = round(x * inverse) of a group; returns their sum, which is exact, or NaN if there is a NaN or infinity
+// in x.
+template <class V>
+HOTSET_INLINE float quantize_group(float inverse, const float* x, int8_t* q) {
   using F = typename V::F;
-  const float top = largest_magnitude<V>(x, n),
-              inverse = top > 1e-35f && top < __builtin_inff() ? 127.0f / top : 0.0f;
   F codes = V::zero();
-  for (size_t i = 0; i < n; i += V::kLanes) {
+  for (size_t i = 0; i < quant::kGroup; i += V::kLanes) {
     const F code = V::round(V::mul(V::load(x + i), V::set(inverse)));
     V::store_i8(q + i, code);
     codes = V::add(codes, code);
   }
-  const float sum = V::sum(codes);
-  if (sum == sum) return {inverse > 0.0f ? top / 127.0f : 0.0f, static_cast<int32_t>(sum)};
-  __builtin_memset(q, 0, n);
-  return {__builtin_nanf(""), 0};
+  return V::sum(codes);
+}
+
+template <class V>
+HOTSET_INLINE float group_magnitude(const float* x) {
+  using F = typename V::F;
+  F top = V::zero();
+  for (size_t i = 0; i < quant::kGroup; i += V::kLanes) {
+    const F v = V::load(x + i);
+    top = V::max(V::max(v, V::sub(V::zero(), v)), top);
+  }
+  return V::max_lane(top);
+}
+
+// The groups of x[cols], padded with zeros to whole ones and then with groups of zeros.
+class PaddedGroups {
+ public:
+  PaddedGroups(const float* x, size_t cols) : x_(x), whole_(cols / quant::kGroup) {
+    __builtin_memcpy(last_, x + whole_ * quant::kGroup, cols % quant::kGroup * sizeof(float));
+  }
+  HOTSET_INLINE const float* operator[](size_t g) const {
+    return g < whole_ ? x_ + g * quant::kGroup : g == whole_ ? last_ : zeros_;
+  }
+
+ private:
+  const float* x_;
+  size_t whole_;
+  float last_[quant::kGroup] = {}, zeros_[quant::kGroup] = {};
+};
+
+// Groups [first, first + count), count <= kBatch: the i-th one's codes go to q + i * stride * kGroup. With a
+// NaN or infinity in it, codes and sum are 0 and the scale is NaN, so that it shows in every product. In two
+// passes, as the way from a group's values to its maximum to its codes is mostly latency.
+inline constexpr size_t kBatch = 16;
+template <class V>
+HOTSET_INLINE void quantize_batch(const PaddedGroups& groups, size_t first, size_t count, size_t stride,
+                                  int8_t* q, float* d, int32_t* s) {
+  using F = typename V::F;
+  float top[kBatch] = {}, inverse[kBatch], scale[kBatch];
+  for (size_t i = 0; i < count; ++i) top[i] = group_magnitude<V>(groups[first + i]);
+  for (size_t i = 0; i < kBatch; i += V::kLanes) {
+    const F t = V::load(top + i), inv = inverse_scale<V>(t);
+    V::store(inverse + i, inv);
+    V::store(scale + i, V::less(V::zero(), inv, V::div(t, V::set(127.0f)), V::zero()));
+  }
+  for (size_t i = 0; i < count; ++i) {
+    int8_t* to = q + i * stride * quant::kGroup;
+    const float sum = quantize_group<V>(inverse[i], groups[first + i], to);
+    const bool finite = sum == sum;
+    if (!finite) __builtin_memset(to, 0, quant::kGroup);
+    d[i * stride] = finite ? scale[i] : __builtin_nanf("");
+    s[i * stride] = finite ? static_cast<int32_t>(sum) : 0;
+  }
 }
 
 template <class V>
 void quantize(const float* x, size_t cols, const QTile& tile, size_t t) {
-  using quant::kGroup;
-  const size_t groups = (cols + quant::kColBlock - 1) / quant::kColBlock * (quant::kColBlock / kGroup);
-  for (size_t g = 0; g < groups; ++g) {
-    const size_t begin = g * kGroup, count = begin >= cols           ? 0
-                                             : cols - begin < kGroup ? cols - begin
-                                                                     : kGroup;
-    const float* source = x + begin;
-    float padded[kGroup] = {};
-    if (count < kGroup) {
-      __builtin_memcpy(padded, source, count * sizeof(float));
-      source = padded;
-    }
-    int8_t* q = tile.q + (g * tile.n + t) * kGroup;
-    const Quantized group = quantize_absmax<V>(source, kGroup, q);
-    tile.d[g * tile.n + t] = group.scale;
-    tile.s[g * tile.n + t] = group.sum;
+  constexpr size_t each = quant::kColBlock / quant::kGroup;
+  const size_t count = (cols + quant::kColBlock - 1) / quant::kColBlock * each;
+  const PaddedGroups groups(x, cols);
+  for (size_t g = 0; g < count; g += kBatch) {
+    const size_t n = count - g < kBatch ? count - g : kBatch, at = g * tile.n + t;
+    quantize_batch<V>(groups, g, n, tile.n, tile.q + at * quant::kGroup, tile.d + at, tile.s + at);
   }
 }
 

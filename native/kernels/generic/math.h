@@ -6,12 +6,13 @@
 namespace hotset::kernels::generic {
 
 // e^x = 2^k e^r, |r| <= ln2/2, e^r by its Taylor polynomial (next term < 6e-9). Below -87.3 the result is 0,
-// above 88.37 infinity: e^-inf is exactly 0, and x / (1 + e^-x) goes to 0 on the left.
-template <class V>
+// above 88.37 infinity: e^-inf is exactly 0, and x / (1 + e^-x) goes to 0 on the left. kBounded: x is below
+// that.
+template <class V, bool kBounded = false>
 HOTSET_INLINE typename V::F exp(typename V::F x) {
   using F = typename V::F;
   const F lowest = V::set(-87.3f), highest = V::set(88.37f);
-  const F y = V::min(V::max(x, lowest), highest);
+  const F above = V::max(x, lowest), y = kBounded ? above : V::min(above, highest);
   const F k = V::round(V::mul(y, V::set(1.44269504088896f)));
   F r =
       V::fma(k, V::set(-0.693359375f), y);  // ln2 in two parts: the first has 9 bits, so k times it is exact
@@ -24,7 +25,8 @@ HOTSET_INLINE typename V::F exp(typename V::F x) {
   p = V::fma(p, r, V::set(0.5f));
   p = V::fma(p, r, V::set(1.0f));
   p = V::fma(p, r, V::set(1.0f));
-  const F bounded = V::less(highest, x, V::set(__builtin_inff()), V::mul(p, V::pow2(k)));
+  const F power = V::mul(p, V::pow2(k));
+  const F bounded = kBounded ? power : V::less(highest, x, V::set(__builtin_inff()), power);
   return V::less(x, lowest, V::zero(), bounded);
 }
 

@@ -89,18 +89,16 @@ class BlockWalk {
 
 template <class V>
 void quantize_lanes(const float* x, const LaneVector& v) {
-  const size_t groups = BlockCount(v.cols).all() * kLaneGroups;
-  for (size_t g = 0; g < groups; ++g) {
-    float padded[quant::kGroup] = {};
-    int8_t q[quant::kGroup];
-    const size_t first = g * quant::kGroup, block = g / kLaneGroups * v.stride, lane = g % kLaneGroups;
-    const bool whole = first + quant::kGroup <= v.cols;
-    for (size_t i = first; !whole && i < v.cols; ++i) padded[i - first] = x[i];
-    const Quantized quantized = quantize_absmax<V>(whole ? x + first : padded, quant::kGroup, q);
-    v.d[block * kLaneGroups + lane] = quantized.scale;
-    v.s[block * kLaneGroups + lane] = quantized.sum;
-    int8_t* to = v.q + block * kBlockCols + lane * 4;
-    for (size_t j = 0; j < quant::kGroup / 4; ++j) __builtin_memcpy(to + j * kLaneGroups * 4, q + j * 4, 4);
+  static_assert(kLaneGroups == kBatch);
+  const PaddedGroups groups(x, v.cols);
+  for (size_t b = 0; b < BlockCount(v.cols).all(); ++b) {
+    int8_t q[kLaneGroups * quant::kGroup];
+    const size_t block = b * v.stride, at = block * kLaneGroups;
+    quantize_batch<V>(groups, b * kLaneGroups, kLaneGroups, 1, q, v.d + at, v.s + at);
+    for (size_t lane = 0; lane < kLaneGroups; ++lane)
+      for (size_t j = 0; j < quant::kGroup; j += 4)
+        __builtin_memcpy(v.q + block * kBlockCols + j * kLaneGroups + lane * 4, q + lane * quant::kGroup + j,
+                         4);
   }
 }
 
