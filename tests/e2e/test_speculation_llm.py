@@ -20,7 +20,8 @@ from hotset import LLM, Completion, _core
 from hotset.cli.main import main
 from hotset.engine import Sample
 from hotset.errors import StorageError
-from hotset.formats.predictors import PREDICTORS_FILE, write_predictors
+from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.formats.predictors_file import write_predictors
 from hotset.formats.safetensors import read_header
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import Thresholds

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotset.formats.predictors import Predictors
-from hotset.planner.drafting import ASSUMED_ACCEPTANCE
 from hotset.planner.loss import calibrated, growth
 from hotset.planner.plan import Placement, Profiled
 from hotset.planner.sizes import NeuronSizes
@@ -16,10 +15,6 @@ from hotset.tools.plan_profile import giving_up
 
 _ROUNDS = 3  # of placing neurons and asking how many are missing then
 _DRAFTS = 6  # shares of energy tried
-# Drafts fail so many times as often as the likeliest token of given text goes wrong: 0.15 for 0.05 with the 13 M story
-# model, 0.2 for 0.065 with the synthetic 7B.
-_DRAFTS_FAIL = 3.0
-_LEAST_HOLD = 0.3
 
 Place = Callable[[Profiled | None], Placement]
 
@@ -36,8 +31,7 @@ class Giving:
     def holds(self, absent: float) -> float:
         """Share of drafts that are the exact tokens, where so many of the chosen neurons are not in memory."""
         loss = self.trained.loss_at(self.energy, growth(absent, self.trained.fetch) / self.usual)
-        agreement = self.trained.agreement(loss)
-        return max(1 - _DRAFTS_FAIL * (1 - agreement), _LEAST_HOLD) if agreement else ASSUMED_ACCEPTANCE
+        return self.trained.drafts_hold(loss)
 
 
 class Losses:
@@ -64,9 +58,9 @@ class Losses:
         return found
 
     def for_drafts(self) -> list[Giving]:
-        """Among which the best for drafts is chosen: as calibrated, and from the least to the most that was tried."""
-        tried = [energy for energy, _ in self.trained.measured] if self.trained.agreements else []
-        energies = np.geomspace(min(tried), max(tried), _DRAFTS).tolist() if tried else []
+        """Among which the best for drafts is chosen: as calibrated, and from the least to the most tried with them."""
+        tried = [energy for energy, _ in self.trained.drafts or self.trained.measured]
+        energies = np.geomspace(min(tried), max(tried), _DRAFTS).tolist()
         return [self._giving(energy) for energy in (self.trained.energy, *energies)]
 
     def _giving(self, energy: float) -> Giving:
