@@ -78,8 +78,7 @@ def brute_force(found: Choices, energy: float) -> float:
     draft = place(found.sizes, found.room, ["low-rank"], known, found.host)
     assert draft.demand is not None and draft.forecast is not None
     hot = sum(draft.hot)
-    then = giving_up(found.profiled, found.trained, found.trained.energy)
-    usual = then.demand(calibrated(found.sizes), found.sizes).absent
+    usual = known.demand(calibrated(found.sizes), found.sizes).absent
     worse = growth(draft.demand.absent, found.trained.fetch) / growth(usual, found.trained.fetch)
     p = found.trained.drafts_hold(found.trained.loss_at(energy, worse))
     every, host = known.every(found.sizes, hot), found.host

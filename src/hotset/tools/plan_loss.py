@@ -26,12 +26,15 @@ class Giving:
     trained: Predictors
     energy: float  # share of an FFN's output, where neurons are in memory
     profiled: Profiled | None
-    usual: float  # growth of the loss where they were calibrated
+    usual: float  # growth of the loss where they were calibrated, at this energy
 
     def holds(self, absent: float) -> float:
         """Share of drafts that are the exact tokens, where so many of the chosen neurons are not in memory."""
-        loss = self.trained.loss_at(self.energy, growth(absent, self.trained.fetch) / self.usual)
-        return self.trained.drafts_hold(loss)
+        return self.trained.drafts_hold(self.trained.loss_at(self.energy, self.worse(absent)))
+
+    def worse(self, absent: float) -> float:
+        """Times as much as where they were calibrated is lost."""
+        return growth(absent, self.trained.fetch) / self.usual
 
 
 class Losses:
@@ -39,9 +42,6 @@ class Losses:
 
     def __init__(self, trained: Predictors, profiled: Profiled | None, sizes: NeuronSizes) -> None:
         self.trained, self.profiled, self.sizes = trained, profiled, sizes
-        known = self._profiled(trained.energy)
-        absent = known.demand(calibrated(sizes), sizes).absent if known else 0.0
-        self.usual = growth(absent, trained.fetch)
 
     def within(self, loss: float | None, place: Place) -> Giving:
         """So much that the loss is kept to: the fewer neurons are in memory, the less.
@@ -53,8 +53,7 @@ class Losses:
             placement = place(found.profiled)
             if placement.predictor != "low-rank" or placement.demand is None:
                 break  # they do not fit, or how many are missing is not known
-            worse = growth(placement.demand.absent, self.trained.fetch) / self.usual
-            found = self._giving(self.trained.energy_at(loss, worse))
+            found = self._giving(self.trained.energy_at(loss, found.worse(placement.demand.absent)))
         return found
 
     def for_drafts(self) -> list[Giving]:
@@ -64,7 +63,7 @@ class Losses:
         return [self._giving(energy) for energy in (self.trained.energy, *energies)]
 
     def _giving(self, energy: float) -> Giving:
-        return Giving(self.trained, energy, self._profiled(energy), self.usual)
-
-    def _profiled(self, energy: float) -> Profiled | None:
-        return self.profiled and giving_up(self.profiled, self.trained, energy)
+        known = self.profiled and giving_up(self.profiled, self.trained, energy)
+        # What is wanted less often is missing less often, there as here.
+        absent = known.demand(calibrated(self.sizes), self.sizes).absent if known else 0.0
+        return Giving(self.trained, energy, known, growth(absent, self.trained.fetch))
