@@ -20,7 +20,8 @@ from hotset import LLM, Completion, _core
 from hotset.cli.main import main
 from hotset.engine import Sample
 from hotset.errors import StorageError
-from hotset.formats.predictors import PREDICTORS_FILE, write_predictors
+from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.formats.predictors_file import write_predictors
 from hotset.formats.safetensors import read_header
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import Thresholds
@@ -291,7 +292,8 @@ def test_drafts_lose_what_makes_them_fastest(
     maps = [(np.eye(hidden, dtype=np.float32), np.ones((store.neurons.ffn, hidden), np.float32))] * layers
     measured = [(0.001, 0.001), (0.01, 0.01), (0.1, 0.1)]
     facts = FACTS | {"fetch": 1.0}
-    write_predictors(folder, store.neurons, maps, tables, measured, facts, "f32", (0.99, 0.98, 0.6))
+    drafts = [(0.001, 0.97), (0.01, 0.94), (0.1, 0.1)]
+    write_predictors(folder, store.neurons, maps, tables, measured, facts, "f32", drafts)
     rates = Rates(2, 1e7, {4096: 2e3}, {4096: 64}, {4096: 3.0}, {2: 80e9}, {2: 600.0})  # so slow that drafts pay
     monkeypatch.setattr("hotset.tools.plan.host_rates", lambda _: rates)
     often = np.tile(np.linspace(0.4, 0, store.neurons.ffn, dtype=np.float32), (layers, 1))

@@ -18,7 +18,8 @@ from test_hostile_files import SETTINGS, damage, fresh, lie, only_hotset_errors
 from hotset import _core
 from hotset.errors import HotsetError, StorageError
 from hotset.formats.neurons import NeuronInfo
-from hotset.formats.predictors import PREDICTORS_FILE, read_predictors, verify_predictors, write_predictors
+from hotset.formats.predictors import PREDICTORS_FILE, read_predictors, verify_predictors
+from hotset.formats.predictors_file import write_predictors
 from hotset.formats.safetensors import read_header
 from hotset.formats.sketch import SHARES, SKETCH_FILE, SketchFacts, read_sketch, verify_sketch, write_sketch
 from hotset.formats.store import CONFIG, MANIFEST, NEURONS, RESIDENT, open_store
@@ -94,7 +95,7 @@ def with_predictors(info: NeuronInfo, folder: Path) -> None:
     table = np.full((info.layers, 2), 0.5, np.float32)
     facts = {"relu": False, "ahead": True, "active": 0.5, "energy": 0.01, "perplexity_change": 0.001}
     tables = Thresholds(np.array([0.01, 0.1], np.float32), table, table, table)
-    write_predictors(folder, info, maps, tables, [(0.01, 0.001)], facts, agreements=[0.9])
+    write_predictors(folder, info, maps, tables, [(0.01, 0.001)], facts, drafts=[(0.01, 0.9)])
 
 
 def with_sketch(info: NeuronInfo, folder: Path) -> None:

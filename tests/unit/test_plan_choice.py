@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hotset
@@ -18,13 +19,16 @@ from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.store import Store, open_store
 from hotset.loader import Predict
 from hotset.models import resolve
-from hotset.planner.plan import Host
+from hotset.planner.drafting import verification
+from hotset.planner.loss import calibrated, growth
+from hotset.planner.plan import Host, place
 from hotset.planner.plan_file import write_plan
 from hotset.planner.rates import Rates
 from hotset.tools.evaluate import Variant, _opened
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_choice import Choices
-from hotset.tools.plan_profile import profiled
+from hotset.tools.plan_loss import Losses
+from hotset.tools.plan_profile import giving_up, profiled
 from hotset.tools.plan_sizes import neuron_sizes
 from hotset.tools.run_stats import lines, run_stats
 
@@ -65,6 +69,38 @@ def test_a_loss_allows_exact_answers_where_drafts_are_faster(story: Store, train
     assert predicted.speed is not None and drafted.speed is not None and drafted.speed > 1.2 * predicted.speed
     assert drafted == found.exact(None), "what drafts lose is not what may be lost"
     assert drafted.energy is not None
+
+
+def brute_force(found: Choices, energy: float) -> float:
+    """Tokens/s with drafts that give up so much, at the best number of drafts in a round, from 1 to 64."""
+    assert found.trained is not None and found.profiled is not None and found.host.rates is not None
+    known = giving_up(found.profiled, found.trained, energy)
+    draft = place(found.sizes, found.room, ["low-rank"], known, found.host)
+    assert draft.demand is not None and draft.forecast is not None
+    hot = sum(draft.hot)
+    usual = known.demand(calibrated(found.sizes), found.sizes).absent
+    worse = growth(draft.demand.absent, found.trained.fetch) / growth(usual, found.trained.fetch)
+    p = found.trained.drafts_hold(found.trained.loss_at(energy, worse))
+    every, host = known.every(found.sizes, hot), found.host
+    verify = verification(found.sizes, hot, every, host.resident_bytes, found.host.rates, host.threads)
+    tokens = np.cumsum(p ** np.arange(65))[1:]
+    seconds = [k / draft.forecast.tokens_per_s + verify.seconds(k + 1) for k in range(1, 65)]
+    return float((tokens / seconds).max())
+
+
+@pytest.mark.parametrize(("room", "reads"), [(1.6, 1e3), (2.4, 2e3), (3.6, 2e4)])
+def test_drafts_give_up_what_makes_most_exact_tokens_a_second(
+    story: Store, trained: Predictors, room: float, reads: float
+) -> None:
+    """Of shares of energy that are a hundred-fold apart."""
+    found = choices(story, trained, replace(ORDERED, random_reads_per_s={4096: reads}), int(room * MIB))
+    speeds = []
+    for giving in Losses(trained, found.profiled, found.sizes).for_drafts():
+        choice = found._drafted(giving)
+        assert choice is not None and choice.speed is not None
+        speeds.append(choice.speed)
+        assert choice.speed == pytest.approx(brute_force(found, giving.energy))
+    assert max(speeds) >= 0.97 * max(brute_force(found, trained.energy * factor) for factor in np.geomspace(0.1, 10, 9))
 
 
 def test_a_loss_is_used_where_that_is_faster(story: Store, trained: Predictors) -> None:

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from hotset import LLM, _core
 from hotset.errors import FormatError, UsageError
-from hotset.formats.predictors import PREDICTORS_FILE, Predictors, read_predictors, write_predictors
+from hotset.formats import predictors_file
+from hotset.formats.predictors import PREDICTORS_FILE, Predictors, read_predictors, verify_predictors
+from hotset.formats.predictors_file import write_predictors
+from hotset.formats.safetensors import read_header
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import Thresholds
 from hotset.models import resolve
@@ -68,14 +71,14 @@ def write(
     facts: dict[str, Any] = FACTS,
     limit: float = 1e-6,
     fmt: str = "f32",
-    agreements: tuple[float, ...] = (),
+    drafts: tuple[tuple[float, float], ...] = (),
 ) -> None:
     assert packed.neurons is not None
     maps = [(np.eye(packed.neurons.hidden, dtype=np.float32), gate) for gate in gates(dense)]
     layers = packed.neurons.layers
     scores = np.array([[limit, 2 * limit]] * layers, np.float32)
     tables = replace(TABLES, scores=scores)
-    write_predictors(packed.path, packed.neurons, maps, tables, MEASURED, facts, fmt, agreements)
+    write_predictors(packed.path, packed.neurons, maps, tables, MEASURED, facts, fmt, drafts)
 
 
 def read(packed: Store) -> Predictors | None:
@@ -119,26 +122,50 @@ def test_missing_neurons_may_count_as_others_do(packed: Store, dense: Store) -> 
     assert found.wanted(found.energy) == found.candidates(found.energy)
 
 
-def test_agreement_with_the_exact_model_is_kept_where_it_was_measured(packed: Store, dense: Store) -> None:
+def test_how_often_drafts_hold_is_kept_where_it_was_measured(packed: Store, dense: Store) -> None:
     write(packed, dense)
     found = read(packed)
-    assert found is not None and found.agreements == () and found.agreement(0.001) is None
-    write(packed, dense, agreements=(0.8, 0.9, 0.7))
+    assert found is not None and found.drafts == ()
+    assert [found.drafts_hold(loss) for loss in (1e-4, 0.01, 9)] == pytest.approx([0.994, 0.94, 0.01])
+    write(packed, dense, drafts=((0.01, 0.98), (0.04, 0.92)))
     found = read(packed)
     assert found is not None
-    for loss, agreement in (
-        (0.001, 0.8),
-        (0.0005, 0.9),
-        (0.004, 0.7),
-        (0.002, 0.75),  # half way in logarithms
-        (0.008, 0.4),  # twice what was tried most: twice the errors
+    for loss, held in (
+        (0.001, 0.98),  # lost where 0.01 of the energy is
+        (0.004, 0.92),
+        (0.002, 0.96),  # half way in logarithms
+        (0.00025, 0.99),  # beyond what was tried failures go with the root of the loss
+        (0.016, 0.84),
         (50, 0.01),
     ):
-        assert found.agreement(loss) == pytest.approx(agreement, abs=1e-4)
-    for wrong in ((0.8,), (0.8, 0.9, 1.5)):
-        write(packed, dense, agreements=wrong)
-        with pytest.raises(FormatError, match="agreements"):
+        assert found.drafts_hold(loss) == pytest.approx(held, abs=1e-4)
+    for wrong in (((0.01, 1.0),), ((0.04, 0.9), (0.01, 0.9)), ((0.0, 0.9),)):
+        write(packed, dense, drafts=wrong)
+        with pytest.raises(FormatError, match="draft_holds"):
             read(packed)
+
+
+def test_drafts_measured_again_leave_all_else_as_it_was(
+    packed: Store, dense: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:  # what files of earlier versions have instead
+        before.setattr(predictors_file, "DRAFTED", (predictors_file.OLD, "energies_of_these"))
+        write(packed, dense, fmt="q8_0", drafts=((0.5, 0.9),))
+    old = read(packed)
+    assert old is not None and old.drafts == ()
+
+    def data(found: Predictors) -> list[bytes]:
+        return [Path(e.path).read_bytes()[e.offset : e.offset + e.bytes] for e in (*found.down, *found.up)]
+
+    kept = data(old)
+    for drafts in (((0.01, 0.98), (0.04, 0.92)), ((0.02, 0.75),)):
+        predictors_file.write_drafts(packed.path, drafts)
+        found = read(packed)
+        assert found is not None and np.array(found.drafts) == pytest.approx(np.array(drafts))
+        assert data(found) == kept and (found.tables.scores == old.tables.scores).all()
+        assert (found.measured, found.energy, found.relu) == (old.measured, old.energy, old.relu)
+        verify_predictors(packed.path)
+        assert predictors_file.OLD not in str(read_header(packed.path / PREDICTORS_FILE).entries.keys())
 
 
 def test_a_predictor_that_is_the_gate_changes_no_token(packed: Store, dense: Store, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from hotset import LLM, _core
 from hotset.cli.main import main
 from hotset.errors import FormatError, ModelError, UsageError
-from hotset.formats.predictors import read_predictors, write_predictors
+from hotset.formats.predictors import read_predictors
+from hotset.formats.predictors_file import write_predictors
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import Thresholds
 from hotset.loader import load_core, tensor_ref

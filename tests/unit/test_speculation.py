@@ -224,6 +224,31 @@ def test_length_is_as_good_as_the_best_of_all(draft: float, fixed: float, row: f
     assert rates[drafted(length)] > 0.99 * max(rates)
 
 
+@pytest.mark.parametrize(("draft", "fixed", "row"), [(0.05, 0.6, 0.01), (0.02, 1.2, 0.004), (0.1, 0.3, 0.02)])
+def test_lengths_that_follow_confidence_are_as_good_as_any(draft: float, fixed: float, row: float) -> None:
+    """Rounds that stop where the chance that all holds falls below a limit, every limit tried, and fixed lengths."""
+    rng = np.random.default_rng(2)
+    confidences, holds = np.array([0.05, 0.2, 0.8, 3.0, 9.0]), np.array([0.5, 0.6, 0.75, 0.97, 0.999])
+    drawn = rng.choice(5, (1500, 64), p=[0.05, 0.1, 0.2, 0.3, 0.35])
+    length = DraftLength()
+    for i, chosen in enumerate(drawn[:40].ravel()):
+        length.drafted(1, draft)
+        length.passes.add(i % 30 + 1, fixed + row * (i % 30 + 1))
+        length.greedy.add(confidences[chosen], bool(rng.random() < holds[chosen]))
+    p = length.greedy.mean
+    survival = np.concatenate([np.ones((len(drawn), 1)), holds[drawn].cumprod(axis=1)], axis=1)
+    worth = length.start(1, p)
+    lengths = [next((k for k in range(64) if not length.pays(worth, 1, s[k], p, k)), 64) for s in survival]
+
+    def rate(drafts: np.ndarray) -> float:
+        tokens = sum(s[: k + 1].sum() for s, k in zip(survival, drafts, strict=True))  # 1 of the pass among them
+        return float(tokens / (drafts * draft + fixed + row * (drafts + 1)).sum())
+
+    limits = [rate((survival[:, :64] > limit).sum(axis=1)) for limit in np.linspace(0.02, 0.98, 49)]
+    fixed_lengths = [rate(np.full(len(drawn), k)) for k in range(65)]
+    assert rate(np.array(lengths)) > max(0.98 * max(limits), 1.01 * max(fixed_lengths))
+
+
 def test_drafts_that_do_not_pay_stop_and_are_tried_again_ever_more_rarely() -> None:
     length = learned(draft=0.05, fixed=0.02, row=0.01, held=0.9)
     tries = [drafted(length) > 0 for _ in range(200)]

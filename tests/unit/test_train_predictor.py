@@ -14,6 +14,7 @@ import pytest
 from bench.window_store import window_store
 from hotset import LLM
 from hotset.cli.main import main
+from hotset.engine.draft_length import DraftLength
 from hotset.errors import InputError, UsageError
 from hotset.formats.predictors import read_predictors
 from hotset.formats.progress import silent
@@ -29,6 +30,7 @@ from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.profile_text import windows
 from hotset.tools.train_predictor import TrainOptions, split, train_predictor
 from hotset.tools.train_predictor_calibrate import STEP, Bench, Quality, calibrate
+from hotset.tools.train_predictor_drafts import failed_drafts, measure_drafts, write_answers
 from hotset.tools.train_predictor_fit import (
     LOSSES,
     LayerInputs,
@@ -128,7 +130,7 @@ def test_the_model_writes_as_it_gives_likelihoods(store: Path) -> None:
 
 
 def quality(energy: float, kl: float) -> Quality:
-    return Quality(energy, kl, 0.0, 10, 10, change_error=0.0, predicted=0.1, missed=0.01, agreement=0.9, tokens=100)
+    return Quality(energy, kl, 0.0, 10, 10, change_error=0.0, predicted=0.1, missed=0.01, tokens=100)
 
 
 @pytest.mark.parametrize("slope", [0.003, 0.1, 2.0, 8.0])
@@ -212,8 +214,9 @@ def test_trained_predictors_keep_the_loss(store: Path, report: TrainReport) -> N
     assert trained.candidates(trained.energy) == pytest.approx(report.candidates)
     assert trained.perplexity_change == pytest.approx(math.expm1(report.quality.kl))
     assert trained.energy == report.quality.energy
-    agreement = report.quality.agreement
-    assert trained.agreement(trained.perplexity_change) == pytest.approx(agreement) and 0.5 < agreement < 1
+    assert np.array(trained.drafts) == pytest.approx(np.array([(d.energy, d.held) for d in report.drafts]))
+    assert [d.energy for d in report.drafts] == sorted(d.energy for d in report.drafts)
+    assert trained.drafts[0][0] == pytest.approx(trained.energy) and 0.2 < trained.drafts[-1][1] <= trained.drafts[0][1]
     assert all(math.isfinite(k) and k <= f for k, f in zip(*trained.limits(trained.energy), strict=True))
     assert [d.rows for d in trained.down] == [layer.rank for layer in report.layers]
     assert not list(store.glob(".train-predictor-*"))
@@ -245,6 +248,70 @@ def test_thresholds_that_leave_nothing_out_change_nothing(store: Path, report: T
 def _logprob(logits: np.ndarray, token: int) -> float:
     wide = logits.astype(np.float64)
     return float(wide[token] - np.log(np.exp(wide).sum()))
+
+
+class Eight(DraftLength):
+    """Always so many."""
+
+    def pays(self, worth: float, sequences: int, survival: float, acceptance: float, done: int) -> bool:
+        return done < 8
+
+
+def test_drafts_are_measured_as_the_engine_makes_them(store: Path, report: TrainReport, tmp_path: Path) -> None:
+    """Rounds of an engine that begin where the measured ones do fail at the same tokens."""
+    opened = open_store(store)
+    bench = Bench(opened, resolve(opened.config), 1)
+    bench.hot, bench.slots = [bench.info.ffn] * bench.info.layers, 0  # what is in memory must not differ
+    trained = read_predictors(store, bench.info)
+    assert trained is not None
+    tokenizer = Tokenizer.load(store)
+    answers = write_answers(bench, windows([TEXT], tokenizer, 128, 300), 100, sorted(tokenizer.eos_ids))
+    energy = 10 * report.drafts[-1].energy  # so that many fail
+    (drafts,) = measure_drafts(bench, trained, [energy], answers, silent)
+    assert 0.1 * drafts.tokens < drafts.failed < 0.9 * drafts.tokens and drafts.tokens >= 64
+    rounds = [failed_drafts(bench.drafting(trained, energy), text, answers) for text in answers.texts]
+    assert sum(f.sum() for f in rounds) == drafts.failed
+
+    settings = {"predictor": "low-rank", "hot": bench.info.ffn, "cold_slots": 0}
+    plan = make_plan(opened, bench.model, Wishes(memory=1 << 30), settings)
+    write_plan(replace(plan, drafts=True, energy=energy), tmp_path / "plan.json")
+    with LLM(store, plan=tmp_path / "plan.json") as llm:
+        assert llm._engine is not None and llm._engine.speculator is not None
+        llm._engine.speculator.length = Eight()
+        held: list[int] = []  # of each round
+        llm._engine.speculator.judged = lambda part, count, judged: held.append(count)  # type: ignore[method-assign]
+        for text, failed in zip(answers.texts, rounds, strict=True):
+            for i, start in enumerate(range(answers.prompt, len(text) - 8, 16)):
+                llm.clear()
+                held.clear()
+                completion = llm.generate(text[: start - 1].tolist(), max_tokens=10, temperature=0, ignore_eos=True)
+                assert completion.tokens[:9] == tuple(text[start - 1 : start + 8])
+                one = failed[8 * i : 8 * i + 8]
+                assert held[0] == (one.argmax() if one.any() else 8)
+
+
+def test_drafts_that_compute_every_neuron_hold(store: Path, report: TrainReport) -> None:
+    opened = open_store(store)
+    bench = Bench(opened, resolve(opened.config), 0)
+    trained = read_predictors(store, bench.info)
+    assert trained is not None
+    tokenizer = Tokenizer.load(store)
+    answers = write_answers(bench, windows([TEXT], tokenizer, 128, 300), 100, sorted(tokenizer.eos_ids))
+    for limit, failing in ((-np.inf, False), (np.inf, True)):
+        tables = replace(trained.tables, scores=np.full_like(trained.tables.scores, limit))
+        (drafts,) = measure_drafts(bench, replace(trained, tables=tables), [0.01], answers, silent)
+        assert (drafts.failed > 0) == failing and 0 < drafts.held < 1
+
+
+def test_drafts_are_measured_again_alone(store: Path, report: TrainReport, tmp_path: Path) -> None:
+    again = shutil.copytree(store, tmp_path / "again")
+    before = read_predictors(again, open_store(again).neurons)
+    arguments = ["train-predictor", str(again), "--text", str(TEXT), "--drafts-only", "-n", "2000", "--measure", "60"]
+    assert main(arguments) == 0
+    after = read_predictors(again, open_store(again).neurons)
+    assert before is not None and after is not None and after.drafts == pytest.approx(np.array(before.drafts), abs=0.01)
+    (again / "predictors.safetensors").unlink()
+    assert main(arguments) == 2
 
 
 def test_maps_of_the_own_input_with_one_threshold(store: Path, report: TrainReport, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from hotset.cli.options import JsonFlag, ModelArgument, parse_share
 from hotset.cli.progress import progress_bar
 from hotset.cli.text import note, print_json
 from hotset.errors import UsageError
+
+if TYPE_CHECKING:
+    from hotset.tools.train_predictor import TrainOptions
 
 
 def train_predictor(
@@ -29,6 +32,10 @@ def train_predictor(
     published: Annotated[
         bool, typer.Option("--published", help="Take those that the checkpoint brought; only set thresholds.")
     ] = False,
+    drafts_only: Annotated[
+        bool,
+        typer.Option("--drafts-only", help="Keep the store's predictors; only measure how often drafts hold."),
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="0: all cores.")] = 0,
     json: JsonFlag = False,
 ) -> None:
@@ -41,6 +48,9 @@ def train_predictor(
     options = TrainOptions(
         tokens, written, parse_rank(rank), parse_share(loss, "--loss"), measure, threads, published=published
     )
+    if drafts_only:
+        _measure_again(resolve_model(model), text, options, json)
+        return
     with progress_bar(not json) as progress:
         report = tool(resolve_model(model), text, options, progress)
     for line in report.notes:
@@ -49,6 +59,18 @@ def train_predictor(
         print_json(reports.as_json(report))
     else:
         print("\n".join([*reports.lines(report), str(report.path)]))
+
+
+def _measure_again(folder: Path, text: list[Path], options: TrainOptions, json: bool) -> None:
+    from hotset.tools.train_predictor_again import measure_again
+    from hotset.tools.train_predictor_report import draft_line
+
+    with progress_bar(not json) as progress:
+        report = measure_again(folder, text, options, progress)
+    if json:
+        print_json(report.as_json())
+    else:
+        print(f"{draft_line(report.drafts)}\n{report.path}")
 
 
 def parse_rank(text: str) -> int | None:

@@ -10,10 +10,6 @@ from hotset.planner.plan import Host, Placement, Profiled, every_neuron, place
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 
-# Of greedy drafts where predictors do not say how often they agree with the exact model: what they reach on a synthetic
-# model with a random head, whose likeliest tokens are hardly likelier than others, is 0.67 to 0.84, by text
-# and budget.
-ASSUMED_ACCEPTANCE = 0.8
 _MOST = 64  # drafts of a round, as hotset.engine.draft_length
 _PIECE_BYTES = 1 << 20  # of one read, kReadBytes of layer_stream.cc
 # Share of drafted tokens that hold, by the share of their neurons that are not in memory.
@@ -74,7 +70,7 @@ def most_pass_reads(sizes: NeuronSizes, hot: int) -> int:
     return pieces * -(-PIECE_NEURONS * sizes.stride // _PIECE_BYTES)
 
 
-def with_drafts(draft: Forecast, verify: Pass, acceptance: float = ASSUMED_ACCEPTANCE) -> Forecast:
+def with_drafts(draft: Forecast, verify: Pass, acceptance: float) -> Forecast:
     """Of a token, at the best number of drafts a round. draft: of one drafted token."""
     found = [of_rounds(draft, verify, drafts, _expected(acceptance, drafts)) for drafts in range(1, _MOST + 1)]
     return max(found, key=lambda f: f.tokens_per_s)

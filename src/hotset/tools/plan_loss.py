@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotset.formats.predictors import Predictors
-from hotset.planner.drafting import ASSUMED_ACCEPTANCE
 from hotset.planner.loss import calibrated, growth
 from hotset.planner.plan import Placement, Profiled
 from hotset.planner.sizes import NeuronSizes
@@ -16,10 +15,6 @@ from hotset.tools.plan_profile import giving_up
 
 _ROUNDS = 3  # of placing neurons and asking how many are missing then
 _DRAFTS = 6  # shares of energy tried
-# Drafts fail so many times as often as the likeliest token of given text goes wrong: 0.15 for 0.05 with the 13 M story
-# model, 0.2 for 0.065 with the synthetic 7B.
-_DRAFTS_FAIL = 3.0
-_LEAST_HOLD = 0.3
 
 Place = Callable[[Profiled | None], Placement]
 
@@ -31,13 +26,15 @@ class Giving:
     trained: Predictors
     energy: float  # share of an FFN's output, where neurons are in memory
     profiled: Profiled | None
-    usual: float  # growth of the loss where they were calibrated
+    usual: float  # growth of the loss where they were calibrated, at this energy
 
     def holds(self, absent: float) -> float:
         """Share of drafts that are the exact tokens, where so many of the chosen neurons are not in memory."""
-        loss = self.trained.loss_at(self.energy, growth(absent, self.trained.fetch) / self.usual)
-        agreement = self.trained.agreement(loss)
-        return max(1 - _DRAFTS_FAIL * (1 - agreement), _LEAST_HOLD) if agreement else ASSUMED_ACCEPTANCE
+        return self.trained.drafts_hold(self.trained.loss_at(self.energy, self.worse(absent)))
+
+    def worse(self, absent: float) -> float:
+        """Times as much as where they were calibrated is lost."""
+        return growth(absent, self.trained.fetch) / self.usual
 
 
 class Losses:
@@ -45,9 +42,6 @@ class Losses:
 
     def __init__(self, trained: Predictors, profiled: Profiled | None, sizes: NeuronSizes) -> None:
         self.trained, self.profiled, self.sizes = trained, profiled, sizes
-        known = self._profiled(trained.energy)
-        absent = known.demand(calibrated(sizes), sizes).absent if known else 0.0
-        self.usual = growth(absent, trained.fetch)
 
     def within(self, loss: float | None, place: Place) -> Giving:
         """So much that the loss is kept to: the fewer neurons are in memory, the less.
@@ -59,18 +53,17 @@ class Losses:
             placement = place(found.profiled)
             if placement.predictor != "low-rank" or placement.demand is None:
                 break  # they do not fit, or how many are missing is not known
-            worse = growth(placement.demand.absent, self.trained.fetch) / self.usual
-            found = self._giving(self.trained.energy_at(loss, worse))
+            found = self._giving(self.trained.energy_at(loss, found.worse(placement.demand.absent)))
         return found
 
     def for_drafts(self) -> list[Giving]:
-        """Among which the best for drafts is chosen: as calibrated, and from the least to the most that was tried."""
-        tried = [energy for energy, _ in self.trained.measured] if self.trained.agreements else []
-        energies = np.geomspace(min(tried), max(tried), _DRAFTS).tolist() if tried else []
+        """Among which the best for drafts is chosen: as calibrated, and from the least to the most tried with them."""
+        tried = [energy for energy, _ in self.trained.drafts or self.trained.measured]
+        energies = np.geomspace(min(tried), max(tried), _DRAFTS).tolist()
         return [self._giving(energy) for energy in (self.trained.energy, *energies)]
 
     def _giving(self, energy: float) -> Giving:
-        return Giving(self.trained, energy, self._profiled(energy), self.usual)
-
-    def _profiled(self, energy: float) -> Profiled | None:
-        return self.profiled and giving_up(self.profiled, self.trained, energy)
+        known = self.profiled and giving_up(self.profiled, self.trained, energy)
+        # What is wanted less often is missing less often, there as here.
+        absent = known.demand(calibrated(self.sizes), self.sizes).absent if known else 0.0
+        return Giving(self.trained, energy, known, growth(absent, self.trained.fetch))

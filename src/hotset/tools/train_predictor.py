@@ -18,7 +18,8 @@ import numpy as np
 
 from hotset.errors import InputError, UsageError
 from hotset.formats.files import storage_error
-from hotset.formats.predictors import MOST_ENERGY, Predictors, read_predictors, write_predictors
+from hotset.formats.predictors import MOST_ENERGY, Predictors, read_predictors
+from hotset.formats.predictors_file import write_predictors
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import Store, open_store
 from hotset.formats.thresholds import FETCH, Thresholds
@@ -27,6 +28,7 @@ from hotset.planner.lowrank import moments
 from hotset.tokenizer import Tokenizer
 from hotset.tools.profile_text import Window, windows
 from hotset.tools.train_predictor_calibrate import STEP, Bench, Passage, Quality, calibrate
+from hotset.tools.train_predictor_drafts import DRAFTS, draft_energies, measure_drafts, shares, write_answers
 from hotset.tools.train_predictor_fit import FORMAT, LOSSES, ROWS, LayerFit, LayerInputs, TrainingInputs, fit_layer
 from hotset.tools.train_predictor_inputs import Floats, capture, read_neurons
 from hotset.tools.train_predictor_published import check_published, published_maps, try_published
@@ -110,6 +112,8 @@ class _Training:
         size = min(STEP, self.model.config.context)
         tokenizer = Tokenizer.load(self.store.path)
         training, held_out = split(windows(text, tokenizer, size, self.options.tokens))
+        ends = sorted(tokenizer.eos_ids)
+        answers = write_answers(self.bench, held_out, DRAFTS * self.options.measure, ends)
         for part, written in zip((training, held_out), self._written(training, tokenizer), strict=True):
             part += written
         if self.options.published:
@@ -120,12 +124,14 @@ class _Training:
             self._fit(inputs, sum(len(window) - 1 for window in training))
         runs = self._calibrate(passages)
         layers = [layer_report(fit, runs[-1].energy) for fit in self.fits]
+        tried = draft_energies(runs[-1].energy, max(run.energy for run in runs))
+        drafts = measure_drafts(self.bench, self._everything(), tried, answers, self.progress)
         took = time.monotonic() - start
         loss, fetch, published = self.options.loss, self.options.fetch, self.options.published
-        report = TrainReport(layers, runs[-1], runs[:-1], loss, fetch, published, inputs.shape[1], took)
-        facts, tried = self._facts(report.facts), report.agreements
+        report = TrainReport(layers, runs[-1], runs[:-1], drafts, loss, fetch, published, inputs.shape[1], took)
+        facts, held = self._facts(report.facts), shares(drafts)
         path = write_predictors(
-            self.store.path, self.info, self.maps, self._tables(), report.measured, facts, FORMAT, tried
+            self.store.path, self.info, self.maps, self._tables(), report.measured, facts, FORMAT, held
         )
         return replace(report, path=path)
 

@@ -53,7 +53,6 @@ class Quality:
     change_error: float  # of log(perplexity / exact_perplexity)
     predicted: float  # share of all neurons that were computed
     missed: float  # share of all neurons that were read for it
-    agreement: float  # share of the tokens after which the likeliest next one is the exact one's
     tokens: int
 
     @property
@@ -109,19 +108,31 @@ class Bench:
 
     def measure(self, trained: Predictors, energy: float, text: Sequence[Passage]) -> Quality:
         """Runs the text with thresholds that give up this share of the energy."""
-        keep, fetch = limits(trained.tables, energy, trained.fetch)
+        return self.quality(self._options(trained, energy), energy, text)
+
+    def drafting(self, trained: Predictors, energy: float) -> _core.Engine:
+        """Computes every neuron but in drafts, which give up this share of the energy."""
+        return self._core(self._options(trained, energy, draft_only=True))
+
+    def _options(self, trained: Predictors, energy: float, draft_only: bool = False) -> _core.SparseOptions:
         pairs = zip(trained.down, trained.up, strict=True)
-        maps = [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)]
-        options = _core.SparseOptions(
-            self.hot, self.slots, "clock", "low-rank", keep, fetch, maps, trained.relu, ahead=trained.ahead
+        return _core.SparseOptions(
+            self.hot,
+            self.slots,
+            "clock",
+            "low-rank",
+            *limits(trained.tables, energy, trained.fetch),
+            [(tensor_ref("down", i, d), tensor_ref("up", i, u)) for i, (d, u) in enumerate(pairs)],
+            trained.relu,
+            draft_only=draft_only,
+            ahead=trained.ahead,
         )
-        return self.quality(options, energy, text)
 
     def quality(self, options: _core.SparseOptions, energy: float, text: Sequence[Passage]) -> Quality:
         """Runs the text with neurons found so. energy: what thresholds give up, as the result says."""
         core = self._core(options)
         figures = np.concatenate([np.array(list(_compare(core, passage))) for passage in text])
-        kl, exact, got, scored, agreed = figures.T
+        kl, exact, got, scored = figures.T
         stats = core.sparse_stats
         count = max(stats["layers"] * self.info.ffn, 1)
         exact, got = exact[scored > 0], got[scored > 0]
@@ -134,7 +145,6 @@ class Bench:
             change_error=_error(got - exact),
             predicted=stats["candidates"] / count,
             missed=stats["missed"] / count,
-            agreement=float(agreed.mean()),
             tokens=len(kl),
         )
 
@@ -171,10 +181,8 @@ def calibrate(measure: Callable[[float], Quality], allowed: float) -> list[Quali
     return [*(r for r in runs if r is not best), best]
 
 
-def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, float, float, float, float]]:
-    """After each token: divergence; surprise of the exact and of this engine at the next token; 1 if there is one;
-    1 if both have the same likeliest one.
-    """
+def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, float, float, float]]:
+    """After each token: divergence; surprise of the exact and of this engine at the next token; 1 if there is one."""
     tokens, prompt = passage.tokens, passage.prompt
     seq = core.sequence_new()
     run(core, seq, tokens[:prompt], len(tokens))
@@ -182,12 +190,11 @@ def _compare(core: _core.Engine, passage: Passage) -> Iterator[tuple[float, floa
         run(core, seq, tokens[prompt + i : prompt + i + 1], len(tokens), want=1)
         p, q = _log_softmax(exact), _log_softmax(core.logits()[0])
         divergence = float(np.exp(p) @ (p - q))
-        agreed = float(p.argmax() == q.argmax())
         following = prompt + i + 1
         if following < len(tokens):
-            yield divergence, -float(p[tokens[following]]), -float(q[tokens[following]]), 1.0, agreed
+            yield divergence, -float(p[tokens[following]]), -float(q[tokens[following]]), 1.0
         else:
-            yield divergence, 0.0, 0.0, 0.0, agreed
+            yield divergence, 0.0, 0.0, 0.0
     core.sequence_free(seq)
 
 

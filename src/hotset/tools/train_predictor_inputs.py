@@ -50,10 +50,10 @@ def capture(
     return kept
 
 
-def run(core: _core.Engine, seq: int, tokens: Window, length: int, want: int = 0) -> None:
-    """One step of one sequence that will have `length` tokens. want: as Engine.step."""
+def run(core: _core.Engine, seq: int, tokens: Window, length: int, want: int = 0, draft: bool = False) -> None:
+    """One step of one sequence that will have `length` tokens. want, draft: as Engine.step."""
     one = np.array([seq], np.int32), np.array([len(tokens)], np.int32)
-    core.step(*one, tokens, np.array([want], np.uint8), np.array([length], np.int64))
+    core.step(*one, tokens, np.array([want], np.uint8), np.array([length], np.int64), draft)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hotset.formats.thresholds import fetch_energy
 from hotset.tools.train_predictor_calibrate import Quality
+from hotset.tools.train_predictor_drafts import Drafts
 from hotset.tools.train_predictor_fit import LayerFit
 
 
@@ -32,6 +34,7 @@ class TrainReport:
     layers: list[LayerReport]
     quality: Quality
     others: list[Quality]  # of the other thresholds that were tried
+    drafts: list[Drafts]  # by energy
     allowed: float
     fetch: float  # share of energy given up where neurons are missing, to that where they are in memory
     published: bool  # the checkpoint's own
@@ -71,11 +74,6 @@ class TrainReport:
         return [(q.energy, max(q.change, 1e-9)) for q in (*self.others, self.quality)]
 
     @property
-    def agreements(self) -> list[float]:
-        """Of the same runs."""
-        return [q.agreement for q in (*self.others, self.quality)]
-
-    @property
     def notes(self) -> list[str]:
         if self.quality.surely <= self.allowed:
             return []
@@ -113,10 +111,16 @@ def lines(report: TrainReport) -> list[str]:
         f"on {q.tokens} held-out tokens, half of the neurons in memory, {q.predicted:.1%} of all computed, "
         f"{q.missed:.2%} read:",
         f"  divergence from exact  {q.kl:.5f} +- {q.kl_error:.5f} nats: perplexity of the model's own text "
-        f"{q.change:+.2%}, allowed {report.allowed:+.2%}; likeliest token the exact one after {q.agreement:.1%}",
+        f"{q.change:+.2%}, allowed {report.allowed:+.2%}",
         f"  perplexity of the text {q.exact_perplexity:.3f} exact, {q.perplexity:.3f} predicted: {grown:+.2%} "
         f"+- {math.expm1(q.change_error):.2%}",
+        draft_line(report.drafts),
     ]
+
+
+def draft_line(drafts: Sequence[Drafts]) -> str:
+    shares = ", ".join(f"{d.held:.1%} (lost energy {d.energy:.3%})" for d in drafts)
+    return f"greedy drafts of {drafts[0].tokens} tokens that the model writes hold: {shares}"
 
 
 def _cells(name: str, layer: LayerReport) -> tuple[str, ...]:
@@ -133,5 +137,10 @@ def _cells(name: str, layer: LayerReport) -> tuple[str, ...]:
 
 
 def as_json(report: TrainReport) -> dict[str, Any]:
-    more = {"bytes": report.bytes, "candidates": report.candidates, "recall": report.recall, "notes": report.notes}
+    more: dict[str, Any] = {"bytes": report.bytes, "candidates": report.candidates, "recall": report.recall}
+    more |= {"notes": report.notes, "drafts": drafts_as_json(report.drafts)}
     return asdict(report) | {"path": str(report.path), "perplexity_change": report.quality.change} | more
+
+
+def drafts_as_json(drafts: Sequence[Drafts]) -> list[dict[str, Any]]:
+    return [asdict(d) | {"held": d.held} for d in drafts]
