@@ -63,15 +63,20 @@ nb::ndarray<nb::numpy, float> decode_vectors(const std::string& fmt, const Const
   return nb::ndarray<nb::numpy, float>(out->data(), {n, cols}, owner);
 }
 
+// Not from Python numbers, which take ten times the memory.
+std::vector<std::vector<uint32_t>> copied(const std::vector<Sums>& layers) {
+  std::vector<std::vector<uint32_t>> out;
+  for (const Sums& s : layers) out.emplace_back(s.data(), s.data() + s.size());
+  return out;
+}
+
 void make_neuron_file(pipeline::NeuronFile* self, std::string path, const std::string& fmt, size_t hidden,
                       bool gated, size_t stride, size_t neurons, std::vector<uint64_t> offsets,
                       const std::vector<Sums>& crc32c, std::vector<std::vector<float>> gate_bias,
                       std::vector<std::vector<float>> up_bias) {
-  std::vector<std::vector<uint32_t>> sums;  // not from Python numbers, which take ten times the memory
-  for (const Sums& s : crc32c) sums.emplace_back(s.data(), s.data() + s.size());
   new (self) pipeline::NeuronFile{std::move(path),   {neuron_format(fmt), hidden, gated, stride},
                                   neurons,           std::move(offsets),
-                                  std::move(sums),   std::move(gate_bias),
+                                  copied(crc32c),    std::move(gate_bias),
                                   std::move(up_bias)};
 }
 
@@ -81,16 +86,27 @@ void make_sketch_file(pipeline::SketchFile* self, std::string path, unsigned bit
   for (const auto& [gate, up, vectors] : offsets) self->layers.push_back({gate, up, vectors});
 }
 
+void make_gate_file(pipeline::GateFile* self, std::string path, const std::string& fmt, size_t hidden,
+                    size_t neurons, size_t stride, std::vector<uint64_t> offsets,
+                    const std::vector<Sums>& crc32c, const std::vector<Sums>& crc32c_rest) {
+  new (self) pipeline::GateFile{std::move(path), neuron_format(fmt), hidden,         neurons,
+                                stride,          std::move(offsets), copied(crc32c), copied(crc32c_rest)};
+}
+
 void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slots, std::string policy,
                   std::string predictor, std::vector<float> keep, std::vector<float> fetch,
                   std::vector<std::pair<model::TensorRef, model::TensorRef>> low_rank, bool relu,
                   std::string backend, size_t depth, bool draft_only, bool ahead,
                   const pipeline::SketchFile* sketch, bool overlap, size_t spill, size_t merged_bytes,
-                  size_t gap_bytes) {
-  if (predictor != "all" && predictor != "gate" && predictor != "low-rank" && predictor != "sketch")
-    throw InvalidArgument("predictor is '" + predictor + "', wanted all, gate, low-rank or sketch");
+                  size_t gap_bytes, const pipeline::GateFile* gates) {
+  if (predictor != "all" && predictor != "gate" && predictor != "read-gate" && predictor != "low-rank" &&
+      predictor != "sketch")
+    throw InvalidArgument("predictor is '" + predictor +
+                          "', wanted all, gate, read-gate, low-rank or sketch");
   if ((predictor == "sketch") != (sketch != nullptr))
     throw InvalidArgument("predictor sketch and a sketch are given together or not at all");
+  if ((predictor == "read-gate") != (gates != nullptr))
+    throw InvalidArgument("predictor read-gate and a file of gates are given together or not at all");
   if (ahead && predictor != "low-rank")
     throw InvalidArgument("only predictor low-rank can look ahead, not " + predictor);
   if (ahead && !overlap)
@@ -109,6 +125,7 @@ void make_options(SparseSetup* self, std::vector<uint32_t> hot, size_t cold_slot
                          {},
                          relu};
   if (sketch) self->sketch = *sketch;
+  if (gates) self->gates = *gates;
   for (auto& [down, up] : low_rank) self->low_rank.push_back({std::move(down), std::move(up)});
 }
 
@@ -119,6 +136,16 @@ std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseS
                                         size_t max_rows) {
   std::unique_ptr<predictor::Predictor> predictor;
   if (setup.predictor == "gate") predictor = pipeline::load_gates(file, setup.options.io, k);
+  if (setup.predictor == "read-gate") {
+    pipeline::GateFile gates = setup.gates;
+    if (gates.offset.size() != file.layers() || gates.neurons != file.neurons ||
+        gates.hidden != file.layout.hidden || gates.format != file.layout.format)
+      throw InvalidArgument("the gates are those of other neurons: " + std::to_string(gates.offset.size()) +
+                            " layers of " + std::to_string(gates.neurons) + " with " +
+                            std::to_string(gates.hidden) + " weights");
+    file.crc32c_no_gate = std::move(gates.crc32c_rest);
+    predictor = pipeline::make_gate_stream(std::move(gates), setup.options.io, k);
+  }
   if (setup.predictor == "low-rank")
     predictor = pipeline::load_low_rank(setup.low_rank, setup.relu, max_rows, k);
   if (setup.predictor == "sketch")
@@ -164,6 +191,10 @@ void bind_sparse(nb::module_& m) {
            nb::arg("gate_bias") = nb::list(), nb::arg("up_bias") = nb::list());
   nb::class_<hotset::pipeline::SketchFile>(m, "SketchFile")
       .def("__init__", &make_sketch_file, nb::arg("path"), nb::arg("bits"), nb::arg("offsets"));
+  nb::class_<hotset::pipeline::GateFile>(m, "GateFile")
+      .def("__init__", &make_gate_file, nb::arg("path"), nb::arg("fmt"), nb::arg("hidden"),
+           nb::arg("neurons"), nb::arg("stride"), nb::arg("offsets"), nb::arg("crc32c"),
+           nb::arg("crc32c_rest"));
   nb::class_<SparseSetup>(m, "SparseOptions")
       .def("__init__", &make_options, nb::arg("hot"), nb::arg("cold_slots"), nb::arg("policy") = "clock",
            nb::arg("predictor") = "all", nb::arg("keep") = nb::list(), nb::arg("fetch") = nb::list(),
@@ -171,5 +202,5 @@ void bind_sparse(nb::module_& m) {
            nb::arg("depth") = 64, nb::arg("draft_only") = false, nb::arg("ahead") = false,
            nb::arg("sketch") = nb::none(), nb::arg("overlap") = true, nb::arg("spill") = SIZE_MAX,
            nb::arg("merged_bytes") = hotset::io::ReaderOptions{}.merged_bytes,
-           nb::arg("gap_bytes") = hotset::io::ReaderOptions{}.gap_bytes);
+           nb::arg("gap_bytes") = hotset::io::ReaderOptions{}.gap_bytes, nb::arg("gates") = nb::none());
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/gate_stream.h"
 #include "pipeline/load_predictor.h"
 #include "pipeline/sparse_ffn.h"
 
@@ -14,10 +15,11 @@ namespace hotset::bind {
 
 struct SparseSetup {
   pipeline::SparseOptions options;
-  std::string predictor;  // all, gate, low-rank, sketch
+  std::string predictor;  // all, gate, read-gate, low-rank, sketch
   std::vector<pipeline::LowRankRef> low_rank;
   bool relu = false;
   pipeline::SketchFile sketch = {};
+  pipeline::GateFile gates = {};
 };
 
 std::unique_ptr<model::Ffn> make_sparse(pipeline::NeuronFile file, const SparseSetup& setup,

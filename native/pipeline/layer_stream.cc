@@ -9,31 +9,39 @@ namespace hotset::pipeline {
 namespace {
 // Near the drive's sequential rate, and small enough that several are in flight for each piece.
 constexpr size_t kReadBytes = size_t{1} << 20;
+constexpr size_t kBlock = 4096;
 // With 4 to 8 of them a drive reads fastest; so many keep it busy for some 2 ms.
 constexpr size_t kInFlight = 6;
 }  // namespace
 
-LayerStream::LayerStream(const NeuronFile& file, std::vector<uint32_t> first, size_t chunk, size_t ring,
-                         const io::ReaderOptions& io)
-    : file_(file), first_(std::move(first)), chunk_(chunk), io_(options_for(file, io)), ring_(ring) {
+LayerStream::LayerStream(Units units, std::vector<uint32_t> first, size_t chunk, size_t ring,
+                         const io::ReaderOptions& io, bool around)
+    : units_(std::move(units)),
+      first_(std::move(first)),
+      chunk_(chunk),
+      around_(around),
+      io_(options_for(units_, io)),
+      ring_(ring) {
   io_.depth = kInFlight;
 }
 
 // What comes after the last piece started: the next chunk, else the first cold one of the next layer.
 bool LayerStream::advance() {
-  while (next_first_ >= file_.neurons) {
-    if (++next_layer_ >= file_.layers()) return false;
+  while (next_first_ >= units_.count) {
+    if (++next_layer_ >= units_.offset.size()) {
+      if (!around_) return false;
+      next_layer_ = 0;
+    }
     next_first_ = first_[next_layer_];
   }
   return true;
 }
 
 void LayerStream::restart(size_t layer, size_t first) {
-  reader_.reset();  // waits for what is in flight
-  reader_ = io::open_reader(file_.path, io_);
-  if (memory_.size() == 0) memory_ = Buffer(ring_.size() * chunk_ * file_.layout.stride);
-  head_ = filled_ = in_flight_ = 0;
-  queued_.clear();
+  abandon();
+  reader_ = io::open_reader(units_.path, io_);
+  if (memory_.size() == 0) memory_ = Buffer(ring_.size() * chunk_ * units_.stride);
+  head_ = 0;
   next_layer_ = layer;
   next_first_ = first;
   at_end_ = false;
@@ -41,12 +49,16 @@ void LayerStream::restart(size_t layer, size_t first) {
 
 void LayerStream::start(size_t index) {
   Slot& slot = ring_[index];
-  slot = {next_layer_, next_first_, std::min(chunk_ - next_first_ % chunk_, file_.neurons - next_first_), 0};
+  slot = {next_layer_, next_first_, std::min(chunk_ - next_first_ % chunk_, units_.count - next_first_), 0};
   next_first_ += slot.count;
-  const size_t bytes = slot.count * file_.layout.stride;
-  for (size_t at = 0; at < bytes; at += kReadBytes) {
-    const size_t size = std::min(kReadBytes, bytes - at);
-    queued_.push_back({file_.position(slot.layer, slot.first) + at, {buffer(index) + at, size}, index});
+  const size_t bytes = slot.count * units_.stride;
+  const uint64_t offset = units_.offset[slot.layer] + slot.first * units_.stride;
+  // Alike, as all take their share of the drive's time.
+  const size_t reads = std::max<size_t>((bytes + kReadBytes / 2) / kReadBytes, 1);
+  const size_t each = (bytes / reads + kBlock - 1) / kBlock * kBlock;
+  for (size_t at = 0; at < bytes; at += each) {
+    const size_t size = std::min(each, bytes - at);
+    queued_.push_back({offset + at, {buffer(index) + at, size}, index});
     ++slot.pending;
     ++reads_;
   }
@@ -87,15 +99,19 @@ void LayerStream::await(size_t index) {
   stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+void LayerStream::abandon() {
+  reader_.reset();  // waits for what is in flight
+  filled_ = in_flight_ = 0;
+  queued_.clear();
+}
+
 // After an error every read has ended, and the next call starts over.
 template <class Work>
 void LayerStream::guarded(Work work) {
   try {
     work();
   } catch (...) {
-    reader_.reset();
-    filled_ = in_flight_ = 0;
-    queued_.clear();
+    abandon();
     throw;
   }
 }
@@ -109,7 +125,7 @@ void LayerStream::pump() {
 }
 
 void LayerStream::prepare(size_t layer, size_t first) {
-  if (filled_ > 0 || first >= file_.neurons) return;
+  if (filled_ > 0 || first >= units_.count) return;
   guarded([&] {
     restart(layer, first);
     read_ahead();

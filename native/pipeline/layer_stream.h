@@ -1,5 +1,5 @@
-// Reads the cold neurons of layer after layer in file order, in large pieces ahead of the compute: what a
-// prompt needs, whose many tokens use nearly all neurons.
+// Reads layer after layer in file order, in large pieces ahead of the compute: the cold neurons that a prompt
+// needs, whose many tokens use nearly all of them, or the gates of a token.
 #pragma once
 
 #include <deque>
@@ -17,13 +17,13 @@ namespace hotset::pipeline {
 // pump() sends the next. One thread.
 class LayerStream {
  public:
-  // first[layer]: neurons before it are in memory and not read. chunk: neurons per piece; ring: pieces in
-  // flight.
-  LayerStream(const NeuronFile& file, std::vector<uint32_t> first, size_t chunk, size_t ring,
-              const io::ReaderOptions& io);
+  // first[layer]: units before it are in memory and not read. chunk: units per piece; ring: pieces in
+  // flight. around: the first layer follows the last one, as for token after token.
+  LayerStream(Units units, std::vector<uint32_t> first, size_t chunk, size_t ring,
+              const io::ReaderOptions& io, bool around = false);
 
-  // The bundles [first, first + count) of a layer; valid until the next call. A piece ends at a multiple of
-  // the chunk, and before `data` there is room for the bundles that come before it in that chunk. Asked for
+  // The units [first, first + count) of a layer; valid until the next call. A piece ends at a multiple of
+  // the chunk, and before `data` there is room for the units that come before it in that chunk. Asked for
   // in order they come from reads already under way; any other order starts over.
   struct Piece {
     uint8_t* data;
@@ -35,6 +35,8 @@ class LayerStream {
   // Notes what has come and sends what may follow; does not wait. To be called amid other work, every
   // millisecond or so. Throws IoError.
   void pump();
+  // Ends all reads; the next call starts over. For when what came was wrong.
+  void abandon();
   uint64_t bytes_read() const { return bytes_read_; }
   uint64_t reads() const { return reads_; }
   double stall_seconds() const { return stall_seconds_; }
@@ -55,12 +57,13 @@ class LayerStream {
   void guarded(Work work);
   bool advance();
   uint8_t* buffer(size_t slot) {
-    return memory_.data() + (slot * chunk_ + ring_[slot].first % chunk_) * file_.layout.stride;
+    return memory_.data() + (slot * chunk_ + ring_[slot].first % chunk_) * units_.stride;
   }
 
-  const NeuronFile& file_;
+  Units units_;
   std::vector<uint32_t> first_;
   size_t chunk_;
+  bool around_;
   io::ReaderOptions io_;
   std::unique_ptr<io::Reader> reader_;
   Buffer memory_;

@@ -50,7 +50,7 @@ Matrix read_matrix(const model::TensorRef& t, predictor::Memory& memory) {
 std::unique_ptr<predictor::Predictor> load_gates(NeuronFile& file, const io::ReaderOptions& io,
                                                  const kernels::Kernels& k) {
   if (!file.layout.gated) throw InvalidArgument("a plain FFN has no gate to predict with");
-  LayerStream stream(file, std::vector<uint32_t>(file.layers(), 0), kPiece, kRing, io);
+  LayerStream stream(file.bundles(), std::vector<uint32_t>(file.layers(), 0), kPiece, kRing, io);
   file.crc32c_no_gate.assign(file.layers(), std::vector<uint32_t>(file.neurons));
   std::vector<Matrix> gates;
   predictor::Memory memory;

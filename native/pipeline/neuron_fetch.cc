@@ -8,7 +8,7 @@ namespace hotset::pipeline {
 NeuronFetch::NeuronFetch(const NeuronFile& file, size_t bytes, io::ReaderOptions io)
     : file_(file),
       bytes_(bytes),
-      io_(options_for(file, std::move(io))),
+      io_(options_for(file.bundles(), std::move(io))),
       reader_(io::open_reader(file.path, io_)) {}
 
 // Keeps the memory for the next layer.

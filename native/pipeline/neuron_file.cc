@@ -8,11 +8,11 @@
 
 namespace hotset::pipeline {
 
-io::ReaderOptions options_for(const NeuronFile& file, io::ReaderOptions io) {
+io::ReaderOptions options_for(const Units& units, io::ReaderOptions io) {
   if (!io.direct) return io;
-  const size_t a = io::File(file.path, true).alignment();
-  io.direct = file.layout.stride % a == 0 && std::all_of(file.offset.begin(), file.offset.end(),
-                                                         [a](uint64_t offset) { return offset % a == 0; });
+  const size_t a = io::File(units.path, true).alignment();
+  io.direct = units.stride % a == 0 && std::all_of(units.offset.begin(), units.offset.end(),
+                                                   [a](uint64_t offset) { return offset % a == 0; });
   return io;
 }
 

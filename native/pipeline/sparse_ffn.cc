@@ -54,7 +54,7 @@ size_t most_missing(const NeuronFile& file, const SparseOptions& options,
                     const predictor::Predictor* predictor) {
   const size_t hot = *std::min_element(options.hot.begin(), options.hot.end());
   const size_t cold = file.neurons - std::min(hot, file.neurons);
-  return !predictor || predictor->gate(0) ? cold : std::min(cold, options.spill);
+  return !predictor || predictor->knows_gates() ? cold : std::min(cold, options.spill);
 }
 
 // Those of one layer that find every cold slot in use. Looking ahead, two layers share the slots, and the
@@ -76,7 +76,7 @@ size_t used_bytes(const quant::NeuronLayout& layout, bool gate_known) {
 // What direct I/O must read for them, at most a whole bundle with its padding.
 size_t held_bytes(const NeuronFile& file, const io::ReaderOptions& io, size_t used) {
   const size_t alignment =
-      std::max<size_t>(io::open_reader(file.path, options_for(file, io))->alignment(), 64);
+      std::max<size_t>(io::open_reader(file.path, options_for(file.bundles(), io))->alignment(), 64);
   return std::min(file.layout.stride, pad_to(used, alignment));
 }
 
@@ -90,7 +90,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       file_(std::move(file)),
       options_(std::move(options)),
       predictor_(std::move(predictor)),
-      gate_known_(desc.gated && predictor_ && predictor_->gate(0)),
+      gate_known_(desc.gated && predictor_ && predictor_->knows_gates()),
       used_bytes_(used_bytes(checked(file_, options_, predictor_ != nullptr).layout, gate_known_)),
       held_bytes_(held_bytes(file_, options_.io, used_bytes_)),
       cache_(file_.neurons, options_.hot, options_.cold_slots, held_bytes_, options_.policy,
@@ -99,7 +99,7 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
       least_slots_(least_slots(most_missing(file_, options_, predictor_.get()), spill_slots_, options_)),
       spill_(spill_slots_ * held_bytes_ * (options_.ahead ? 2 : 1)),
       fetch_(file_, held_bytes_, options_.io),
-      stream_(file_, options_.hot, kPieceNeurons, kRing, options_.io),
+      stream_(file_.bundles(), options_.hot, kPieceNeurons, kRing, options_.io),
       products_(desc_, file_, k_),
       lanes_(kMostSparseRows, desc.hidden),
       down_(k_, file_.layout.format, desc.hidden),
@@ -109,14 +109,27 @@ SparseFfn::SparseFfn(const model::ModelDesc& desc, NeuronFile file, SparseOption
     throw InvalidArgument("sparse FFN: the neurons are " + std::to_string(file_.neurons) + " of " +
                           std::to_string(file_.layout.hidden) + ", the model wants " +
                           std::to_string(desc.ffn) + " of " + std::to_string(desc.hidden));
+  check_gates();
   if (predictor_) scores_ = make_rows(score_memory_, kernels::kTile, file_.neurons);
   worth_.resize(file_.neurons);
   load_hot();
 }
 
+// A pass over all neurons wants the gates of those that stay in memory, which neither are there nor streamed.
+void SparseFfn::check_gates() const {
+  if (!gate_known_) return;
+  if (!predictor_->gate(0) && *std::max_element(options_.hot.begin(), options_.hot.end()) > 0)
+    throw InvalidArgument("sparse FFN: where gates are read for every token no neurons are hot");
+  if (file_.crc32c_no_gate.size() != file_.layers() ||
+      std::any_of(file_.crc32c_no_gate.begin(), file_.crc32c_no_gate.end(),
+                  [&](const auto& sums) { return sums.size() != file_.neurons; }))
+    throw InvalidArgument("sparse FFN: no checksums of the neurons without their gates");
+}
+
 // In pieces, as memory may hold less of each bundle than the file.
 void SparseFfn::load_hot() {
-  LayerStream stream(file_, std::vector<uint32_t>(file_.layers(), 0), kPieceNeurons, kLoadRing, options_.io);
+  LayerStream stream(file_.bundles(), std::vector<uint32_t>(file_.layers(), 0), kPieceNeurons, kLoadRing,
+                     options_.io);
   for (size_t layer = 0; layer < file_.layers(); ++layer) {
     uint8_t* block = cache_.hot_block(layer).data();
     for (size_t first = 0; first < cache_.hot(layer); first += kPieceNeurons) {
@@ -147,14 +160,23 @@ void SparseFfn::run(size_t layer, const Input& in, ThreadPool& pool, Rows y, mod
     run_dense(layer, in, pool, y);
 }
 
-// Every neuron: those that stay in memory, then the others as they stream by.
 void SparseFfn::run_dense(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
+  try {
+    pass(layer, in, pool, y);
+  } catch (...) {
+    stream_.abandon();  // what did not match its checksum is read again
+    throw;
+  }
+}
+
+// Every neuron: those that stay in memory, then the others as they stream by.
+void SparseFfn::pass(size_t layer, const Input& in, ThreadPool& pool, Rows y) {
   const size_t hot = cache_.hot(layer), stride = file_.layout.stride;
   const uint8_t* block = cache_.hot_block(layer).data();
   const model::Matrix* gate = gate_known_ ? predictor_->gate(layer) : nullptr;
   const auto read_on = [&] { stream_.pump(); };
   stream_.prepare(layer, hot);
-  dense_.begin(in, gate_known_, pool, y);
+  dense_.begin(in, gate != nullptr, pool, y);
   cache_.begin();
   size_t room = cache_.slots() / file_.layers();  // neurons that may be kept
   // Pieces end at multiples of their size, as sums round by such windows: the last hot ones share theirs with
@@ -213,6 +235,12 @@ SparseCounters SparseFfn::counters() const {
   c.reads = fetch_.requests() + stream_.reads();
   c.bytes_read = fetch_.bytes_read() + stream_.bytes_read();
   c.stall_seconds = fetch_.stall_seconds() + stream_.stall_seconds();
+  if (predictor_) {
+    const auto gates = predictor_->read();
+    c.reads += gates.requests;
+    c.bytes_read += gates.bytes;
+    c.stall_seconds += gates.stall_seconds;
+  }
   return c;
 }
 

@@ -98,6 +98,7 @@ class SparseFfn : public model::Ffn {
   static constexpr size_t kNoLayer = SIZE_MAX;
   static constexpr size_t kWarmRows =
       8;  // of a prompt, whose neurons are kept: three of four of a token's were used in the last five
+  void check_gates() const;
   void load_hot();
   void run_sparse(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void step(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
@@ -112,6 +113,7 @@ class SparseFfn : public model::Ffn {
   void request(Chosen& c);
   void drop_unused();
   void abandon();
+  void read_on();
   void compute(size_t layer, List& list, size_t rows, ThreadPool& pool);
   void compute_arrivals(size_t layer, List& list, size_t rows, ThreadPool& pool);
   void compute_arrived(size_t layer, List& list, std::span<const uint32_t> arrived, size_t rows,
@@ -123,6 +125,7 @@ class SparseFfn : public model::Ffn {
   void sum_down(const Chosen& c, size_t rows, ThreadPool& pool, model::Rows y);
   void warm(size_t layer, const LayerStream::Piece& piece, size_t hot, size_t rows, size_t& room);
   void run_dense(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
+  void pass(size_t layer, const model::Input& in, ThreadPool& pool, model::Rows y);
   void load_piece(size_t layer, const LayerStream::Piece& piece, uint8_t* to);
 
   const model::ModelDesc& desc_;
@@ -130,7 +133,7 @@ class SparseFfn : public model::Ffn {
   NeuronFile file_;
   SparseOptions options_;
   std::unique_ptr<predictor::Predictor> predictor_;
-  bool gate_known_;    // gates are in memory: the predictor's scores are their values
+  bool gate_known_;    // the predictor's scores are the values of the gates
   size_t used_bytes_;  // of a bundle that are needed then: all of it, or what stands before the gate
   size_t held_bytes_;  // those as direct I/O reads them: from one bundle in memory to the next
   cache::NeuronCache cache_;

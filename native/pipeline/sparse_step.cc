@@ -142,13 +142,19 @@ void SparseFfn::request(Chosen& c) {
   counters_.skipped += wanted - missing.size();
 }
 
+// What is missing comes before what the next layer's choice wants.
+void SparseFfn::read_on() {
+  fetch_.pump(kMoreReads);
+  if (predictor_) predictor_->read_on();
+}
+
 // The calling thread feeds the drive between its chunks.
 void SparseFfn::compute(size_t layer, List& list, size_t rows, ThreadPool& pool) {
   const size_t n = list.neurons.size();
   list.products.assign(rows * n, 0.0f);
   fetch_.pump(kFirstReads);
   pool.parallel_for(n, kChunk, [&](size_t begin, size_t end, size_t thread) {
-    if (thread == 0) fetch_.pump(kMoreReads);
+    if (thread == 0) read_on();
     compute_chunk(layer, std::span<const Neuron>(list.neurons).subspan(begin, end - begin), rows,
                   scratch_[thread], list.products.data() + begin, n);
   });
@@ -166,7 +172,7 @@ void SparseFfn::compute_arrivals(size_t layer, List& list, size_t rows, ThreadPo
     const size_t grain = fetch_.coming(turn(layer)) > 0 ? kAlone : kArrived;
     pool.parallel_for(arrived.size(), grain, [&](size_t begin, size_t end, size_t thread) {
       for (size_t i = begin; i < end; i += kArrived) {
-        if (thread == 0) fetch_.pump(kMoreReads);
+        if (thread == 0) read_on();
         const auto some = arrived.subspan(i, std::min(kArrived, end - i));
         compute_arrived(layer, list, some, rows, scratch_[thread]);
       }

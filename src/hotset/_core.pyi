@@ -162,16 +162,35 @@ class SketchFile:
 
     def __init__(self, path: str, bits: int, offsets: Seq[tuple[int, int, int]]) -> None: ...
 
+class GateFile:
+    """A copy of all gates, in pieces of 512 neurons that begin `stride` bytes apart; offsets: of each layer's first.
+
+    crc32c: [layers][ceil(neurons / 16)] of 16 vectors each; crc32c_rest: [layers][neurons] of the bundles without gate.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fmt: str,
+        hidden: int,
+        neurons: int,
+        stride: int,
+        offsets: Seq[int],
+        crc32c: Seq[NDArray[np.uint32]],
+        crc32c_rest: Seq[NDArray[np.uint32]],
+    ) -> None: ...
+
 class SparseOptions:
     """How an engine gets at its neurons.
 
     hot: neurons of each layer that stay in memory; cold_slots: of all layers together; policy: "lru", "clock" or "lfu";
-    predictor: "all" (compute every neuron), "gate" (exact, gates in memory), "low-rank" or "sketch"; keep, fetch:
-    [layers] least score of a neuron in memory, and of a missing one, to be computed; low_rank: [layers] of (down [rank,
-    hidden], up [neurons, rank]), relu between the two if `relu`; draft_only: only steps with draft=True use the
-    predictor; ahead: maps of all layers but the first are given the input of the layer before; sketch: of "sketch";
-    overlap=False: a layer's reads are waited for before any of its neurons is computed; merged_bytes, gap_bytes:
-    missing neurons are one request up to so many bytes (0: each its own), with at most so many between two of them.
+    predictor: "all" (compute every neuron), "gate" (exact, gates in memory), "read-gate" (exact, from `gates`, with no
+    hot neurons), "low-rank" or "sketch"; keep, fetch: [layers] least score of a neuron in memory, and of a missing one,
+    to be computed; low_rank: [layers] of (down [rank, hidden], up [neurons, rank]), relu between the two if `relu`;
+    draft_only: only steps with draft=True use the predictor; ahead: maps of all layers but the first are given the
+    input of the layer before; sketch: of "sketch"; overlap=False: a layer's reads are waited for before any of its
+    neurons is computed; merged_bytes, gap_bytes: missing neurons are one request up to so many bytes (0: each its own),
+    with at most so many between two of them.
     """
 
     def __init__(
@@ -193,6 +212,7 @@ class SparseOptions:
         spill: int = ...,
         merged_bytes: int = 131072,
         gap_bytes: int = 32768,
+        gates: GateFile | None = None,
     ) -> None: ...
 
 # --- model ------------------------------------------------------------------------------------------

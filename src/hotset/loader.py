@@ -12,6 +12,7 @@ from hotset import _core
 from hotset.engine.budget import Allotment, Host, KvType, allot
 from hotset.errors import ModelError, UsageError
 from hotset.formats.files import read_at
+from hotset.formats.gates import read_gates
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import read_predictors, verify_predictors
 from hotset.formats.sketch import read_sketch, verify_sketch
@@ -198,6 +199,14 @@ def _biases(store: Store, info: NeuronInfo, model: Model, role: str) -> list[lis
     return [bias[info.read_order(layer)].tolist() for layer, bias in values]
 
 
+def _gate_file(store: Store, info: NeuronInfo) -> _core.GateFile:
+    found = read_gates(store.path, info)
+    if found is None:
+        raise UsageError(f"{store.path} has no copy of its gates; use another predictor, or `hotset pack --gates copy`")
+    sums, rest = zip(*(found.read_sums(layer) for layer in range(info.layers)), strict=True)
+    return _core.GateFile(str(found.path), info.fmt, info.hidden, info.ffn, found.stride, found.offsets, sums, rest)
+
+
 def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptions:
     assert store.neurons is not None
     keep: list[float] = []
@@ -205,11 +214,15 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
     low_rank: list[tuple[_core.TensorRef, _core.TensorRef]] = []
     relu = ahead = False
     sketch: _core.SketchFile | None = None
-    if plan.predictor == "gate":
+    gates: _core.GateFile | None = None
+    if plan.predictor in ("gate", "read-gate"):
         limit = least_gate(model, store.entries)
         if limit is None:
-            raise UsageError("predictor gate needs a gate that is zero for some neurons; this model's is not: use all")
+            raise UsageError(
+                f"predictor {plan.predictor} needs a gate that is zero for some neurons; this model's is not: use all"
+            )
         keep = fetch = [limit] * len(model.config.layers)
+        gates = _gate_file(store, store.neurons) if plan.predictor == "read-gate" else None
     elif plan.predictor == "low-rank":
         trained = read_predictors(store.path, store.neurons)
         if trained is None:
@@ -244,4 +257,5 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
         spill=spill_places(plan.predictor, model.config.ffn) if plan.spill is None else plan.spill,
         merged_bytes=plan.merged_bytes,
         gap_bytes=plan.gap_bytes,
+        gates=gates,
     )

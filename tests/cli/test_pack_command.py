@@ -59,7 +59,7 @@ def test_what_options_cost(hotset: Hotset, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     head, *rows = done.out.splitlines()
     assert head.split()[:3] == ["order", "stride", "scales"] and "tokens/s" in head
-    assert [row.split()[0] for row in rows].count("none") == 1 and len(rows) == 6
+    assert [row.split()[0] for row in rows].count("none") == 1 and len(rows) == 7
     assert sum(row.endswith("default") for row in rows) == 1
     assert "note: order frequency: with half of the neurons in memory" in done.err
     assert "note: scales in the bundle" in done.err

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packed_stores import neurons_of
 from probed_hosts import RATES, write_probe
 from safetensors.numpy import load_file, save_file
 
 from hotset import LLM, RunStats
 from hotset.engine.budget import Host
 from hotset.errors import FormatError, HotsetError, MemoryBudgetError, StorageError, UsageError
+from hotset.formats.gates import gates_bytes
 from hotset.formats.profile import fingerprint, read_profile, write_profile
 from hotset.formats.store import NEURONS, open_store
 from hotset.models import resolve
@@ -121,6 +123,48 @@ def test_every_predictor_that_is_exact_gives_the_same(
     assert tokens_of(packed, tmp_path, predictor="all", hot=20, cold_slots=0) == everything
 
 
+@pytest.fixture(scope="module")
+def copied(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a copy of its gates."""
+    return pack(shutil.copytree(packed, tmp_path_factory.mktemp("copied") / "packed"), gates=True).dest
+
+
+@pytest.mark.parametrize("policy", ["clock", "lru", "lfu", "window"])
+@pytest.mark.parametrize("slots", [0, 100, 400, 172 * 5])
+def test_gates_that_are_read_change_no_token(
+    copied: Path, everything: tuple[int, ...], tmp_path: Path, slots: int, policy: str
+) -> None:
+    assert tokens_of(copied, tmp_path, predictor="read-gate", cold_slots=slots, policy=policy) == everything
+
+
+def test_gates_that_are_read_have_no_hot_neurons_beside_them(copied: Path, packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose cold_slots instead"):
+        planned(copied, predictor="read-gate", hot=3)
+    assert planned(copied, hot=3).predictor == "gate"
+    plan = planned(copied, predictor="read-gate")
+    write_plan(replace(plan, hot=(3,) * len(plan.hot)), tmp_path / "plan.json")
+    with pytest.raises(FormatError, match="no neurons are hot"):
+        read_plan(tmp_path / "plan.json")
+    write_plan(plan, tmp_path / "plan.json")
+    with pytest.raises(UsageError, match="no copy of its gates"):
+        LLM(packed, plan=tmp_path / "plan.json")
+
+
+def test_stats_tell_gates_read_in_order_from_what_is_missed(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTSET_CACHE", str(tmp_path))
+    write_probe(tmp_path, copied)
+    write_plan(planned(copied, predictor="read-gate", cold_slots=200), tmp_path / "plan.json")
+    with LLM(copied, plan=tmp_path / "plan.json") as llm:
+        stats = llm.run_stats(llm.generate(PROMPT, max_tokens=60, temperature=0, ignore_eos=True))
+    assert stats.mode == "exact" and stats.predictor == "read-gate"
+    assert stats.neurons is not None and stats.neurons.bound is not None
+    in_order = gates_bytes(neurons_of(open_store(copied)))
+    assert stats.neurons.drive_bytes > in_order
+    assert stats.neurons.bound.drive_bytes == pytest.approx(stats.neurons.drive_bytes)
+
+
 def test_order_changes_little(packed: Path, unprofiled: Path) -> None:
     """Sums run in store order, so another order rounds differently: the same probabilities, not the same bits."""
     with LLM(packed) as first, LLM(unprofiled) as second:
@@ -212,7 +256,7 @@ def test_plans_that_do_not_belong_here(packed: Path, unprofiled: Path, dense: Pa
         ({"hot": "x"}, UsageError, "hot=x: want a whole number"),
         ({"hot": 173}, UsageError, "a layer has 172 neurons"),
         ({"depth": 0}, UsageError, "at least 1"),
-        ({"predictor": "oracle"}, UsageError, "want all, gate, low-rank or sketch"),
+        ({"predictor": "oracle"}, UsageError, "want all, gate, read-gate, low-rank or sketch"),
         ({"embedding": "tape"}, UsageError, "want memory or drive"),
         ({"policy": "best"}, UsageError, "want lru, clock, lfu or window"),
         ({"cold_slots": 10**9}, MemoryBudgetError, "choose fewer"),

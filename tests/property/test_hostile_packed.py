@@ -17,6 +17,7 @@ from test_hostile_files import SETTINGS, damage, fresh, lie, only_hotset_errors
 
 from hotset import _core
 from hotset.errors import HotsetError, StorageError
+from hotset.formats.gates import GATES_FILE, GateLayer, read_gates, verify_gates, write_gates
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import PREDICTORS_FILE, read_predictors, verify_predictors
 from hotset.formats.predictors_file import write_predictors
@@ -109,7 +110,15 @@ def with_sketch(info: NeuronInfo, folder: Path) -> None:
     write_sketch(folder, info, layers, SketchFacts(2, limits, limits, scores, 0.5, 0.5, 0.01, 0.5))
 
 
+def with_gates(info: NeuronInfo, folder: Path) -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.integers(0, 256, (info.layers, info.ffn, info.layout.vector_bytes), np.uint8)
+    sums = [np.arange(n, dtype=np.uint32) for n in (-(-info.ffn // 16), info.ffn)]
+    write_gates(folder, info, (GateLayer(layer, *sums) for layer in vectors))
+
+
 CHOOSERS = {
+    GATES_FILE: (with_gates, read_gates, verify_gates, "hotset pack STORE --gates copy"),
     PREDICTORS_FILE: (with_predictors, read_predictors, verify_predictors, "hotset train-predictor"),
     SKETCH_FILE: (with_sketch, read_sketch, verify_sketch, "hotset sketch"),
 }
@@ -117,7 +126,7 @@ CHOOSERS = {
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Path:
-    """Packed, with predictors and a sketch."""
+    """Packed, with predictors, a sketch and a copy of the gates."""
     copy = shutil.copytree(packed, tmp_path_factory.mktemp("chosen") / "store")
     info = open_store(copy).neurons
     assert info is not None

@@ -83,6 +83,18 @@ def test_faults_that_stay_end_the_step_and_harm_nothing(
         assert isinstance(one, error) and re.search(message, str(one))
 
 
+def test_a_prompt_reads_again_what_was_damaged(model: SparseModel, want: Floats) -> None:
+    """Also where it is what the prompt wants first."""
+    whole, core = model.path.read_bytes(), engine(model)
+    data = bytearray(whole)
+    data[model.offsets[0] + 5] ^= 1
+    model.path.write_bytes(data)
+    with pytest.raises(FormatError, match="neuron 0 of layer 0 "):
+        run(core, PROMPT, [])
+    model.path.write_bytes(whole)
+    np.testing.assert_array_equal(run(core, PROMPT, STEPS), want)
+
+
 def test_a_drive_that_fails_while_hot_neurons_are_loaded(model: SparseModel) -> None:
     with pytest.raises(StorageError, match=r"neurons\.bin: read of .* failed: Input/output error"):
         engine(model, "fault:error:1:1", hot=30)

@@ -36,7 +36,7 @@ def test_neurons_are_in_the_order_of_the_store(story: Store, model: Model) -> No
 
 def test_gates_of_a_drelu_model_are_more_than_its_active_neurons(story: Store, model: Model) -> None:
     found = profiled(story, model, None, None)
-    assert found is not None and found.both and set(found.finds) == {"gate"}
+    assert found is not None and found.both and set(found.finds) == {"gate", "read-gate"}
     gates = found.finds["gate"].computed
     assert gates == pytest.approx(float(np.sqrt(found.shares[0]).mean()))
     use = neuron_use(found.shares, found.finds["gate"])

@@ -99,6 +99,7 @@ def _print_tensors(info: ModelInfo) -> None:
 def _verify(info: ModelInfo) -> None:
     from hotset.cli.progress import progress_bar
     from hotset.errors import UsageError
+    from hotset.formats.gates import verify_gates
     from hotset.formats.predictors import verify_predictors
     from hotset.formats.sketch import verify_sketch
     from hotset.formats.store import open_store
@@ -109,4 +110,5 @@ def _verify(info: ModelInfo) -> None:
         open_store(info.path).verify(progress)
     verify_predictors(info.path)
     verify_sketch(info.path)
+    verify_gates(info.path)
     note(f"verified: every block of {Path(info.path).name} matches its checksum")

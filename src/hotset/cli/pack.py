@@ -21,7 +21,9 @@ def pack(
     store: Annotated[
         str,
         typer.Argument(
-            metavar="STORE", help="A dense store, or a model to convert to one.", autocompletion=complete_model
+            metavar="STORE",
+            help="A dense store, or a model to convert to one; with --gates also a packed one.",
+            autocompletion=complete_model,
         ),
     ],
     dest: Annotated[
@@ -41,6 +43,12 @@ def pack(
             help="How neurons follow each other; auto: by a profile, so that the drive reads least often.",
         ),
     ] = "auto",
+    gates: Annotated[
+        str,
+        typer.Option(
+            metavar="none|copy", help="copy: all gates once more, side by side, to be read in order for every token."
+        ),
+    ] = "none",
     force: Annotated[bool, typer.Option("--force", help="Replace what DEST is now.")] = False,
     threads: Annotated[int, typer.Option("--threads", "-t", min=0, help="Threads for packing; 0: all cores.")] = 0,
     json: JsonFlag = False,
@@ -55,6 +63,8 @@ def pack(
     ] = "exact",
 ) -> None:
     """Pack a store for reading single neurons. Stopped or interrupted, it goes on from there when run again."""
+    if gates not in ("none", "copy"):
+        raise UsageError(f"gates is {gates!a:.40}; wanted none or copy")
     if explain:
         from hotset.cli.pack_costs import print_costs
 
@@ -65,7 +75,17 @@ def pack(
     from hotset.tools.pack import pack as tool
 
     with progress_bar(not json) as progress:
-        report = tool(store, dest, fmt=fmt, stride=stride, order=order, progress=progress, force=force, threads=threads)
+        report = tool(
+            store,
+            dest,
+            fmt=fmt,
+            stride=stride,
+            order=order,
+            progress=progress,
+            force=force,
+            threads=threads,
+            gates=gates == "copy",
+        )
     if json:
         print_json(asdict(report) | {"dest": str(report.dest), "bytes": report.bytes})
         return
@@ -75,8 +95,9 @@ def pack(
 
 
 def _describe(report: PackReport) -> list[str]:
+    gates = [f"  gates      a copy of {human_bytes(report.gate_bytes)}"] if report.gate_bytes else []
     if report.unchanged:
-        return [f"{report.dest} is already this store"]
+        return [f"{report.dest} is already this store", *gates]
     resumed = f", of which {report.resumed_layers} layers were done before" if report.resumed_layers else ""
     head = f"{report.layers} layers of {report.neurons} neurons, {human_bytes(report.bytes)}"
     padding = report.stride - report.bundle_bytes
@@ -85,5 +106,6 @@ def _describe(report: PackReport) -> list[str]:
         f"{head}, in {report.seconds:.1f} s{resumed}",
         f"  a neuron   {report.fmt}, {report.bundle_bytes} bytes and {padding} of padding; order: {report.order}",
         f"  error      {errors} against the store's {report.source_format}",
+        *gates,
         str(report.dest),
     ]

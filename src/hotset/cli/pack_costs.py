@@ -11,7 +11,20 @@ from hotset.cli.text import human_bytes, note, print_json
 if TYPE_CHECKING:
     from hotset.tools.pack_options import Cost, Costs
 
-_HEAD = ("order", "stride", "scales", "on drive", "in memory", "missed", "requests", "read", "drive", "tokens/s", "")
+_HEAD = (
+    "order",
+    "stride",
+    "scales",
+    "gates",
+    "on drive",
+    "in memory",
+    "missed",
+    "requests",
+    "read",
+    "drive",
+    "tokens/s",
+    "",
+)
 _UNKNOWN = "–"
 
 
@@ -52,6 +65,7 @@ def _cells(row: Cost) -> tuple[str, ...]:
         option.order,
         str(option.stride),
         "resident" if option.resident_scales else "in bundle",
+        "copied, too" if option.gates_copied else "in bundle",
         human_bytes(row.drive_bytes),
         _UNKNOWN if row.memory_bytes is None else f"{row.neurons} in {human_bytes(row.memory_bytes)}",
         _number(row.missed, "{:.0f}"),

@@ -13,7 +13,7 @@ from typing import Literal
 
 from hotset.planner.rates import Rates
 from hotset.planner.read_sizes import ReadSizes
-from hotset.planner.sizes import NeuronSizes, Predictor
+from hotset.planner.sizes import NeuronSizes, Predictor, knows_gates
 from hotset.planner.use import Reach
 
 Bound = Literal["drive", "memory", "compute"]
@@ -61,7 +61,7 @@ class Forecast:
 
 def reach(sizes: NeuronSizes) -> Reach:
     """Of the reads of missing neurons."""
-    return ReadSizes(sizes.merged_bytes, sizes.gap_bytes).reach(sizes.stride)
+    return ReadSizes(sizes.merged_bytes, sizes.gap_bytes).reach(sizes.spaced)
 
 
 def forecast(
@@ -74,8 +74,10 @@ def forecast(
     before, tokens = resident_bytes + sizes.predictor_reads(predictor), demand.parallel
     moved = before + _vectors(sizes, predictor, demand) * sizes.vector_bytes
     multiplied = before * tokens + _products(sizes, predictor, demand) * sizes.vector_bytes
+    in_order = sizes.in_order_bytes(predictor)
+    ordered_s = in_order / rates.seq_bytes_per_s
     needs: dict[Bound, float] = {
-        "drive": rates.least_drive_seconds(demand.requests, demand.read_bytes, sizes.stride) / tokens,
+        "drive": (rates.least_drive_seconds(demand.requests, demand.read_bytes, sizes.stride) + ordered_s) / tokens,
         "memory": max(moved - rates.cache_bytes, 0) / rates.memory_rate(threads) / tokens,
         "compute": _macs(sizes, multiplied) / rates.gmac_rate(threads) / 1e9 / tokens,
     }
@@ -86,9 +88,9 @@ def forecast(
         drive_s=needs["drive"],
         memory_s=needs["memory"],
         compute_s=needs["compute"],
-        drive_bytes=demand.read_bytes / tokens,
+        drive_bytes=(demand.read_bytes + in_order) / tokens,
         memory_bytes=moved / tokens,
-        reads=demand.requests / tokens,
+        reads=(demand.requests + sizes.in_order_reads(predictor)) / tokens,
         hit_rate=demand.hit_rate,
     )
 
@@ -98,7 +100,8 @@ def _seconds(
 ) -> float:
     """Of a step, as sparse_step.cc takes it.
 
-    A predictor that looks ahead has the drive read for the next layer while everything else is done. Otherwise a layer
+    A predictor that looks ahead, and gates that stream by, have the drive read for what follows while everything else
+    is done. Otherwise a layer
     is attended and predicted first, then missing neurons are read while gate and up of those in memory and of those
     that have come are computed, at last down. Neither of two times that overlap hides wholly behind the other if they
     are alike: a queue runs dry when the cores are late, cores wait at the end of a layer. The root of the sum of
@@ -123,6 +126,9 @@ def _seconds(
     check = demand.missed * sizes.stride / rates.check_rate(threads)
     inside = seconds(neurons - down, products - down * demand.users, bundles) + (neurons - down) * each + check + issue
     after = seconds(down, down * demand.users, bundles) + down * each
+    if in_order := sizes.in_order_bytes(predictor):
+        work = first + inside + after + in_order / rates.check_rate(threads)
+        return math.hypot(drive + in_order / rates.busy_rate(threads), work)
     if sizes.layers_at_work(predictor) > 1:
         return math.hypot(drive, first + inside + after)
     return first + math.hypot(drive, inside) + after
@@ -132,7 +138,7 @@ def _vectors(sizes: NeuronSizes, predictor: Predictor, demand: Demand) -> float:
     """Weight vectors touched: gates of the candidates unless they are a predictor's, ups of those tried, downs."""
     if not sizes.gated:
         return demand.candidates + demand.active
-    gates = 0 if predictor == "gate" else demand.candidates
+    gates = 0 if knows_gates(predictor) else demand.candidates
     return gates + demand.tried + demand.active
 
 

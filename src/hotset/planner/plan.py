@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, Forecast, forecast, reach, reads_in_order_win
 from hotset.planner.rates import Rates
-from hotset.planner.sizes import NeuronSizes, Predictor
+from hotset.planner.sizes import NeuronSizes, Predictor, knows_gates
 from hotset.planner.together import Pairs
 from hotset.planner.use import Cold, Finds, NeuronUse, neuron_use, used_by_any
 
@@ -59,8 +59,8 @@ class Profiled:
             chosen = float(use.computed @ use.sizes)
             in_use = _together(use, placement, sizes.layers_at_work(predictor))
         candidates, absent = chosen - cold.skipped, (cold.missed + cold.skipped) / max(chosen, 1.0)
-        tried = candidates if predictor == "gate" else self.tried(candidates)
-        active, read = min(self.active, tried), cold.read * sizes.stride
+        tried = candidates if knows_gates(predictor) else self.tried(candidates)
+        active, read = min(self.active, tried), sizes.request_bytes(cold.requests, cold.read)
         users = self._users(self._chosen(sizes, predictor), tried + active, predictor)
         return Demand(candidates, tried, active, cold.missed, cold.requests, read, absent, in_use, self.parallel, users)
 
@@ -90,7 +90,7 @@ class Profiled:
     def _users(self, chosen: float, vectors: float, predictor: Predictor) -> float:
         """Tokens that need each of a step's ups and downs, where a token chooses so many neurons."""
         active = float(self.shares[0].sum(dtype=np.float64))
-        tried = chosen if predictor == "gate" else self._tried(active, chosen)
+        tried = chosen if knows_gates(predictor) else self._tried(active, chosen)
         return max(1.0, self.parallel * (tried + min(active, tried)) / max(vectors, 1.0))
 
 
@@ -185,10 +185,12 @@ def _least(sizes: NeuronSizes, predictor: Predictor) -> int:
 
 
 def _expected_misses(placement: Placement, sizes: NeuronSizes) -> float:
-    """Missed neurons per token, guessed where there is no profile."""
+    """Missed neurons per token, guessed where there is no profile. Gates that are read count by their bytes."""
+    own = sizes.of(placement.predictor)
+    gates = sizes.in_order_bytes(placement.predictor) / own.stride
     if placement.demand is not None:
-        return placement.demand.missed
-    return (sizes.neurons - sum(placement.hot) - placement.cold_slots) * ASSUMED_ACTIVE
+        return placement.demand.missed + gates
+    return (sizes.neurons - sum(placement.hot) - placement.cold_slots) * ASSUMED_ACTIVE + gates
 
 
 def _roomy(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profiled | None) -> Placement:
@@ -211,6 +213,10 @@ def _placed(
     nothing = np.zeros(sizes.layers, np.int64)
     if predictor == "all":  # every token uses every neuron, so a cache would be overwritten before it hits
         return _expected(Placement(predictor, _grown(nothing, sizes, predictor, left), 0), sizes, profiled)
+    if predictor == "read-gate":  # a pass over all neurons needs the gates of hot ones, which are not in memory
+        slots = min(left // sizes.slot_bytes, sizes.neurons)
+        slots = slots if slots >= sizes.ffn else 0  # else what a layer misses passes through memory
+        return _expected(Placement(predictor, (0,) * sizes.layers, slots), sizes, profiled)
     if left >= sizes.neurons * sizes.stride:
         return _expected(Placement(predictor, (sizes.ffn,) * sizes.layers, 0), sizes, profiled)
     if profiled is None:

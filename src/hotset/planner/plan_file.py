@@ -16,6 +16,7 @@ from hotset.planner.sizes import (
     MOST_MERGED,
     MOST_PARALLEL,
     POLICIES,
+    PREDICTORS,
     READ_BLOCK,
     Predictor,
 )
@@ -71,7 +72,7 @@ class Plan:
     @property
     def exact(self) -> bool:
         """Whether every neuron that is not zero has its part in every answer, whatever was allowed."""
-        return self.drafts or self.predictor in ("all", "gate")
+        return self.drafts or self.predictor in ("all", "gate", "read-gate")
 
     @property
     def bytes(self) -> int:
@@ -156,8 +157,10 @@ def _parsed(data: dict[str, Any]) -> Plan:
         raise ValueError(f"merged_bytes is a multiple of {READ_BLOCK} and at most {MOST_MERGED}")
     if not 1 <= plan.parallel <= MOST_PARALLEL:
         raise ValueError(f"parallel is 1 to {MOST_PARALLEL}")
-    if plan.predictor not in ("all", "gate", "low-rank", "sketch") or plan.policy not in POLICIES:
+    if plan.predictor not in PREDICTORS or plan.policy not in POLICIES:
         raise ValueError("unknown predictor or policy")
+    if plan.predictor == "read-gate" and any(plan.hot):
+        raise ValueError("where gates are read for every token no neurons are hot")
     if plan.embedding not in ("memory", "drive"):
         raise ValueError("embedding is memory or drive")
     if type(plan.overlap) is not bool or type(plan.drafts) is not bool:

@@ -93,11 +93,15 @@ class Rates:
 
     def in_order_seconds(self, read_bytes: float, work_s: float, threads: int) -> float:
         """That reads in order take beside `work_s` seconds of computing: both slowed until one of them ends."""
-        together = _at(self.busy_seq_bytes_per_s, threads) if self.busy_seq_bytes_per_s else self.seq_bytes_per_s
+        together = self.busy_rate(threads)
         share = _at(self.busy_work_share, threads) if self.busy_work_share else 1.0
         shared_s = min(read_bytes / together, work_s / share)
         left_s = max((read_bytes - shared_s * together) / self.seq_bytes_per_s, work_s - shared_s * share)
         return shared_s + max(left_s, 0.0)
+
+    def busy_rate(self, threads: int) -> float:
+        """Bytes/s of reads in order beside computing."""
+        return _at(self.busy_seq_bytes_per_s, threads) if self.busy_seq_bytes_per_s else self.seq_bytes_per_s
 
     def memory_rate(self, threads: int) -> float:
         """Bytes/s that `threads` threads stream; the nearest lower number measured, else the least."""

@@ -21,6 +21,7 @@ from hotset.formats.store_writer import StoreWriter, TakenFile
 from hotset.models import Model
 from hotset.models.gate import ZERO_BELOW
 from hotset.tools.convert_encode import ErrorSums
+from hotset.tools.gate_copy import check_gates, copy_gates
 from hotset.tools.pack_layers import checksums, make_bundles
 from hotset.tools.pack_order import Order, compared, neuron_orders
 from hotset.tools.pack_plan import AUTO, PackPlan, plan_pack
@@ -43,6 +44,7 @@ class PackReport:
     seconds: float
     resumed_layers: int = 0  # done by an earlier run that was stopped
     unchanged: bool = False  # the destination was this store already
+    gate_bytes: int = 0  # of the copy of the gates; 0: there is none
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,6 +63,7 @@ def pack(
     progress: Progress | None = None,
     force: bool = False,
     threads: int = 0,
+    gates: bool = False,
 ) -> PackReport:
     """Makes a packed store out of a dense one. Needs memory for the bundles of one layer.
 
@@ -77,14 +80,20 @@ def pack(
         progress: called with bytes of neurons done, bytes in all, tensor.
         force: replace whatever the destination is, the dense store included.
         threads: for packing; 0 = all.
+        gates: copy the gates side by side, too; if the store is packed already and `dest` is None, do only that.
     Raises: UsageError, FormatError, StorageError, ModelError.
     """
     start = time.monotonic()
     folder = resolve_model(store)
+    if gates:
+        check_gates(source := open_store(folder))
+        if source.neurons is not None and dest is None:
+            return _with_gates(source, progress or silent, force, start)
     dest = folder.with_name(f"{folder.name}-packed") if dest is None else Path(dest).expanduser()
     plan = plan_pack(folder, dest, fmt, stride, order)
     unchanged = not force and _already_there(dest, plan.section)
     notes, resumed = ({}, 0) if unchanged else _write(plan, dest, progress or silent, force, threads)
+    gate_bytes = copy_gates(open_store(dest), progress or silent) if gates else 0
     matrices = {plan.source.entries[s.name].fmt for s in plan.model.tensors if s.kind == "ffn"}
     return PackReport(
         dest=dest,
@@ -99,7 +108,29 @@ def pack(
         seconds=time.monotonic() - start,
         resumed_layers=resumed,
         unchanged=unchanged,
+        gate_bytes=gate_bytes,
         notes=(*_advice(plan.model, matrices, "sparsity" in plan.source.info), *compared(plan.requests)),
+    )
+
+
+def _with_gates(store: Store, progress: Progress, force: bool, start: float) -> PackReport:
+    """A packed store as it is, but with a copy of its gates."""
+    info = store.neurons
+    assert info is not None
+    size = copy_gates(store, progress, force)
+    return PackReport(
+        dest=store.path,
+        layers=info.layers,
+        neurons=info.ffn,
+        fmt=info.fmt,
+        order=info.order,
+        bundle_bytes=info.layout.bytes,
+        stride=info.stride,
+        source_format=info.fmt,
+        errors={},
+        seconds=time.monotonic() - start,
+        unchanged=True,
+        gate_bytes=size,
     )
 
 

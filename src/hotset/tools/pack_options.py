@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from hotset.engine.budget import Host
 from hotset.errors import MemoryBudgetError, UsageError
+from hotset.formats.gates import gates_bytes
 from hotset.formats.neurons import ORDERS, NeuronInfo
 from hotset.formats.profile import PROFILE_FILE
 from hotset.formats.store import NEURONS, Store, open_store
-from hotset.models import Model, resolve
+from hotset.models import Model, least_gate, resolve
 from hotset.planner.sizes import NeuronSizes
 from hotset.quant import NeuronLayout, neuron_format
 from hotset.quant.neurons import GROUP
@@ -29,11 +30,15 @@ _STEPS = (512, 4096)  # bytes, of which strides are tried
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """resident_scales: those of all neurons stay in memory, and a bundle is shorter; the engine has no such bundles."""
+    """resident_scales: those of all neurons stay in memory, and a bundle is shorter; the engine has no such bundles.
+
+    gates_copied: side by side, to be read in order for every token.
+    """
 
     order: str
     stride: int
     resident_scales: bool = False
+    gates_copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Cost:
 
     option: Option
     default: bool
-    drive_bytes: int  # of all bundles on the drive
+    drive_bytes: int  # of all bundles on the drive, and the copy of the gates
     neurons: int | None = None  # that are in memory at a time
     memory_bytes: int | None = None  # what these, and what finds the others, take
     missed: float | None = None
@@ -109,7 +114,10 @@ def pack_costs(
     requests = fewest_requests(source.store, source.model, chosen)
     default = Option(next(iter(requests)) if order == AUTO else order, chosen)
     wishes, host = replace(wishes or Wishes(), draft=False), host or Host.measure()
-    options = sorted(set(_options(source, default)), key=lambda o: (o.resident_scales, o.stride, ORDERS.index(o.order)))
+    options = sorted(
+        set(_options(source, default)),
+        key=lambda o: (o.resident_scales, o.gates_copied, o.stride, ORDERS.index(o.order)),
+    )
     rows = tuple(_cost(source, option, option == default, wishes, host) for option in options)
     return Costs(rows, (*compared(requests), *_notes(source, rows)))
 
@@ -131,10 +139,12 @@ def _options(source: _Source, default: Option) -> Iterator[Option]:
         yield replace(default, stride=stride)
     without = source.layout.bytes - len(source.layout.roles) * source.scale_bytes
     yield replace(default, stride=source.padded(without), resident_scales=True)
+    if least_gate(source.model, source.store.entries) is not None:
+        yield replace(default, gates_copied=True)
 
 
 def _cost(source: _Source, option: Option, default: bool, wishes: Wishes, host: Host) -> Cost:
-    size = source.neurons * option.stride
+    size = source.neurons * option.stride + option.gates_copied * gates_bytes(_imagined(source, option))
     if option.stride % source.alignment:
         why = f"direct reads of this drive ask for multiples of {source.alignment}"
         return Cost(option, default, size, remark=why)
@@ -147,7 +157,9 @@ def _cost(source: _Source, option: Option, default: bool, wishes: Wishes, host: 
         return Cost(option, default, size, remark="does not fit into the budget")
     demand, rates = placement.demand, planning.rates
     assert demand is not None, "there is a profile"
-    scales = planning.scale_bytes
+    scales, own = planning.scale_bytes, planning.sizes
+    in_order = own.in_order_bytes(placement.predictor)
+    ordered_s = in_order / rates.seq_bytes_per_s if rates else 0.0
     return Cost(
         option,
         default,
@@ -155,9 +167,9 @@ def _cost(source: _Source, option: Option, default: bool, wishes: Wishes, host: 
         neurons=sum(placement.hot) + placement.cold_slots,
         memory_bytes=sum(placement.bytes(planning.sizes).values()) + scales,
         missed=demand.missed,
-        requests=demand.requests,
-        read_bytes=demand.read_bytes,
-        drive_s=rates.drive_seconds(demand.requests, demand.read_bytes) if rates else None,
+        requests=demand.requests + own.in_order_reads(placement.predictor),
+        read_bytes=demand.read_bytes + in_order,
+        drive_s=rates.drive_seconds(demand.requests, demand.read_bytes) + ordered_s if rates else None,
         tokens_per_s=placement.forecast.tokens_per_s if placement.forecast else None,
         remark="an estimate: there are no such bundles" if option.resident_scales else "",
     )
@@ -172,6 +184,9 @@ class _Imagined(Planning):
         self.scale_bytes = of_all if option.resident_scales else 0
         info = _imagined(source, option)
         super().__init__(replace(source.store, neurons=info), source.model, wishes, {}, host)
+
+    def _gates(self) -> bool:
+        return self._option.gates_copied
 
     def _chosen_for(self) -> NeuronInfo:
         return self._source.store.neurons or self.info
@@ -224,5 +239,9 @@ def _notes(source: _Source, rows: tuple[Cost, ...]) -> Iterator[str]:
     if scales.tokens_per_s and default.tokens_per_s:
         change = scales.tokens_per_s / default.tokens_per_s - 1
         yield f"scales in the bundle: with all of them in memory tokens/s would change by {change:+.1%}"
+    copied = next((row for row in rows if row.option.gates_copied), None)
+    if copied and copied.tokens_per_s and default.tokens_per_s:
+        change = copied.tokens_per_s / default.tokens_per_s - 1
+        yield f"gates in the bundle: with a copy of all of them (--gates copy) tokens/s would change by {change:+.1%}"
     if default.tokens_per_s is None:
         yield "this host was not probed, so no times are known; `hotset probe` measures them"

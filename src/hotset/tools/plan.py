@@ -14,6 +14,7 @@ from typing import Any
 from hotset.config import ModelConfig
 from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
 from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
+from hotset.formats.gates import read_gates
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.sketch import Sketch, read_sketch
@@ -27,10 +28,11 @@ from hotset.planner.rates import Rates
 from hotset.planner.read_sizes import read_sizes
 from hotset.planner.sizes import MOST_PARALLEL, PIECE_NEURONS, NeuronSizes
 from hotset.tools.plan_choice import Choice, Choices
+from hotset.tools.plan_gates import copy_remark
 from hotset.tools.plan_given import given_plan
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
 from hotset.tools.plan_profile import profiled
-from hotset.tools.plan_settings import checked
+from hotset.tools.plan_settings import checked, chosen_reads
 from hotset.tools.plan_sizes import embedding_buffers, embedding_bytes, neuron_sizes, read_per_token, resident_bytes
 
 # Without a budget a context as long as for any model; where neurons compete for the memory, one that leaves it to them.
@@ -129,6 +131,10 @@ class Planning:
         choice = self.choice(allotment)
         placement = choice.placement
         self.notes += planner.remarks(placement, self.sizes, self.profiled, self._planner_host())
+        if not self.given:
+            self.notes += copy_remark(
+                self.store, self.sizes, placement, self._room(allotment), self.profiled, self._planner_host()
+            )
         return Plan(
             made_for=made_for(self.store, self.wishes.memory, self.wishes.kv, self.wishes.predict),
             predictor=placement.predictor,
@@ -156,9 +162,7 @@ class Planning:
 
     def choice(self, allotment: Allotment | None = None) -> Choice:
         """Which neurons stay and what finds the others. allotment: of the rest of the memory, if it is at hand."""
-        allotment = allotment or self._allotment()
-        fixed = self.resident + self._overhead(allotment.max_step_tokens)
-        return self._choice(self._planner_host(), self._room(fixed, allotment))
+        return self._choice(self._planner_host(), self._room(allotment or self._allotment()))
 
     def _planner_host(self) -> planner.Host:
         return planner.Host(self.threads, read_per_token(self.store, self.model), self.rates)
@@ -171,8 +175,16 @@ class Planning:
         return resident_bytes(self.store)
 
     def _sizes(self) -> NeuronSizes:
-        reads = replace(read_sizes(self.rates, self.info.stride), **_reads(self.given))
-        return reads.of(neuron_sizes(self.store, self.model, self.trained, self.sketch))
+        reads = replace(read_sizes(self.rates, self.info.stride), **chosen_reads(self.given))
+        return reads.of(neuron_sizes(self.store, self.model, self.trained, self.sketch, self._gates()))
+
+    def _gates(self) -> bool:
+        """Whether the store has a copy of its gates to be read for every token."""
+        try:
+            return read_gates(self.store.path, self._chosen_for()) is not None
+        except HotsetError as error:
+            self.notes.append(f"{error}; the plan does without")
+            return False
 
     def _choice(self, host: planner.Host, room: int) -> Choice:
         choices = Choices(self.sizes, room, host, self.profiled, self.trained, self.given)
@@ -263,7 +275,9 @@ class Planning:
             kv_tokens=self.wishes.kv_tokens,
         )
 
-    def _room(self, fixed: int, allotment: Allotment) -> int:
+    def _room(self, allotment: Allotment) -> int:
+        """Bytes for neurons and what finds them."""
+        fixed = self.resident + self._overhead(allotment.max_step_tokens)
         return room_for_neurons(
             self.config, fixed, self.host, kv=self.wishes.kv, memory=self.wishes.memory, allotment=allotment
         )
@@ -281,12 +295,6 @@ class Planning:
             "buffers": overhead,
             **placement.bytes(self.sizes),
         }
-
-
-def _reads(given: Mapping[str, Any]) -> dict[str, int]:
-    """Fields of ReadSizes that the user chose."""
-    names = {"merged": "merged_bytes", "gap": "gap_bytes"}
-    return {field: given[name] for field, name in names.items() if name in given}
 
 
 def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:

@@ -98,19 +98,19 @@ class Choices:
         return sum(choice.placement.hot) == self.sizes.neurons
 
     def _exact(self) -> list[Predictor]:
-        return self._usable({"gate": self.sizes.gate_bytes})
+        return self._usable({"gate": self.sizes.gate_bytes, "read-gate": self.sizes.read_gate_bytes})
 
     def _any(self) -> list[Predictor]:
         """Best guess first."""
         sizes = self.sizes
         has: dict[Predictor, int] = {"low-rank": sizes.low_rank_bytes, "sketch": sizes.sketch_bytes}
-        return self._usable({**has, "gate": sizes.gate_bytes})
+        return self._usable({**has, "gate": sizes.gate_bytes, "read-gate": sizes.read_gate_bytes})
 
     def _usable(self, has: Mapping[Predictor, int]) -> list[Predictor]:
         """has: bytes of predictors that give what was asked for."""
         if "predictor" in self.given:
             return [self.given["predictor"]]
-        found = [name for name, size in has.items() if size]
+        found = [name for name, size in has.items() if size and not (name == "read-gate" and self.given.get("hot"))]
         # Whoever chooses what stays in memory wants the rest found, not read whole.
         return found if found and self.given.keys() & {"hot", "cold_slots"} else [*found, "all"]
 
@@ -127,6 +127,8 @@ class Choices:
         hot = (self.given["hot"],) * self.sizes.layers if "hot" in self.given else placement.hot
         if max(hot) > self.sizes.ffn:
             raise UsageError(f"hot is {max(hot)}; a layer has {self.sizes.ffn} neurons")
+        if placement.predictor == "read-gate" and max(hot) > 0:
+            raise UsageError(f"hot is {max(hot)}; with predictor read-gate it is 0: choose cold_slots instead")
         slots = self.given.get("cold_slots", placement.cold_slots)
         chosen = replace(placement, hot=hot, cold_slots=slots, spill=None)
         if (wanted := sum(chosen.bytes(self.sizes).values())) > self.room:

@@ -55,7 +55,7 @@ def _sizes(plan: Plan, store: Store, model: Model) -> NeuronSizes:
     assert store.neurons is not None
     trained = read_predictors(store.path, store.neurons) if plan.predictor == "low-rank" else None
     sketch = read_sketch(store.path, store.neurons) if plan.predictor == "sketch" else None
-    sizes = neuron_sizes(store, model, trained, sketch)
+    sizes = neuron_sizes(store, model, trained, sketch, plan.predictor == "read-gate")
     return replace(sizes, merged_bytes=plan.merged_bytes, gap_bytes=plan.gap_bytes)
 
 

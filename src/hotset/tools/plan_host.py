@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hotset import _core
 from hotset.errors import HotsetError
+from hotset.formats.gates import GATES_FILE
 from hotset.formats.predictors import PREDICTORS_FILE
 from hotset.formats.profile import PROFILE_FILE
 from hotset.formats.sketch import SKETCH_FILE
@@ -35,7 +36,7 @@ def host_fingerprint() -> str:
 
 def file_state(store: Store) -> list[object]:
     """Of what a plan reads besides the store's manifest."""
-    files = [store.path / PROFILE_FILE, store.path / PREDICTORS_FILE, store.path / SKETCH_FILE]
+    files = [store.path / PROFILE_FILE, store.path / PREDICTORS_FILE, store.path / SKETCH_FILE, store.path / GATES_FILE]
     rates = host_rates(store)
     return [*map(_state, files), None if rates is None else rates.as_json()]
 

@@ -56,7 +56,7 @@ def ordered(
     finds: dict[Predictor, Finds] = {}
     if both:  # counted are products; gate and up are taken as alike and independent
         gates = float(np.sqrt(shares[0]).mean())
-        finds["gate"] = Finds(gates, gates, _SPREAD)
+        finds["gate"] = finds["read-gate"] = Finds(gates, gates, _SPREAD)
     if trained:
         finds["low-rank"] = _found(trained, trained.energy, active)
     if sketch:

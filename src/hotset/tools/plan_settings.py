@@ -7,7 +7,7 @@ from typing import Any
 
 from hotset.errors import UsageError
 from hotset.planner.plan import POLICY
-from hotset.planner.sizes import MOST_MERGED, POLICIES, READ_BLOCK
+from hotset.planner.sizes import MOST_MERGED, POLICIES, PREDICTORS, READ_BLOCK
 
 SETTINGS = (
     "predictor", "hot", "cold_slots", "policy", "embedding", "backend", "depth", "merged_bytes", "gap_bytes", "threads",
@@ -30,8 +30,8 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not str(value).isdecimal() or int(value) < least:
             raise UsageError(f"{name}={value!s:.40}: want a whole number of at least {least}")
         found[name] = int(value)
-    if found.get("predictor", "all") not in ("all", "gate", "low-rank", "sketch"):
-        raise UsageError(f"predictor={found['predictor']!a:.40}: want all, gate, low-rank or sketch")
+    if found.get("predictor", "all") not in PREDICTORS:
+        raise UsageError(f"predictor={found['predictor']!a:.40}: want {', '.join(PREDICTORS[:-1])} or {PREDICTORS[-1]}")
     if found.get("policy", POLICY) not in POLICIES:
         raise UsageError(f"policy={found['policy']!a:.40}: want {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
     merged = found.get("merged_bytes", 0)
@@ -40,3 +40,9 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("embedding", "memory") not in ("memory", "drive"):
         raise UsageError(f"embedding={found['embedding']!a:.40}: want memory or drive")
     return found
+
+
+def chosen_reads(given: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of ReadSizes among settings."""
+    names = {"merged": "merged_bytes", "gap": "gap_bytes"}
+    return {field: given[name] for field, name in names.items() if name in given}

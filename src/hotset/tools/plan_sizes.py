@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hotset import _core
+from hotset.formats.gates import gates_bytes, piece_stride
 from hotset.formats.predictors import Predictors
 from hotset.formats.sketch import Sketch
 from hotset.formats.store import Store
@@ -14,8 +15,10 @@ _ROW_BLOCK = 16  # rows that lie together, native/quant/format.h
 _READS = 64  # in flight, EmbeddingFile::kBatch
 
 
-def neuron_sizes(store: Store, model: Model, trained: Predictors | None, sketch: Sketch | None = None) -> NeuronSizes:
-    """trained, sketch: predictors that may be used; None: none."""
+def neuron_sizes(
+    store: Store, model: Model, trained: Predictors | None, sketch: Sketch | None = None, gates: bool = False
+) -> NeuronSizes:
+    """trained, sketch: predictors that may be used; None: none. gates: whether there is a copy of the gates."""
     info = store.neurons
     assert info is not None
     predicts = least_gate(model, store.entries) is not None
@@ -29,6 +32,8 @@ def neuron_sizes(store: Store, model: Model, trained: Predictors | None, sketch:
         vector_bytes=info.layout.vector_bytes,
         stride=info.stride,
         gate_bytes=info.layers * packed_bytes(info.fmt, info.ffn, info.hidden) if predicts else 0,
+        read_gate_bytes=gates_bytes(info) if predicts and gates else 0,
+        gate_piece=piece_stride(info) if predicts and gates else 0,
         low_rank_bytes=trained.bytes if trained else 0,
         sketch_bytes=sketch.bytes if sketch else 0,
         sketch_read=sketch.bytes_read if sketch else 0,

@@ -149,7 +149,7 @@ def bound(llm: LLM, counts: Mapping[str, float], stats: Stats | None = None) -> 
         return None
     trained = read_predictors(llm.store.path, neurons) if plan.predictor == "low-rank" else None
     sketch = read_sketch(llm.store.path, neurons) if plan.predictor == "sketch" else None
-    sizes = neuron_sizes(llm.store, llm.descriptor, trained, sketch).of(plan.predictor)
+    sizes = neuron_sizes(llm.store, llm.descriptor, trained, sketch, plan.predictor == "read-gate").of(plan.predictor)
     run = _Run(plan, sizes, read_per_token(llm.store, llm.descriptor), rates)
     return run.drafted(counts, stats) if plan.drafts and stats and stats.passes else run.bound(counts)
 
@@ -169,8 +169,11 @@ class _Run:
 
         # Ups are not counted: those of active neurons were computed for sure.
         candidates, active, missed = counts["candidates"], counts["active"], counts["missed"]
-        demand = Demand(candidates, active, active, missed, counts["reads"], counts["bytes_read"])
-        return forecast(self.sizes, self.plan.predictor, demand, self.resident, self.rates, self.plan.threads)
+        predictor = self.plan.predictor
+        reads = max(counts["reads"] - self.sizes.in_order_reads(predictor), 0)  # the forecast adds what comes in order
+        read_bytes = max(counts["bytes_read"] - self.sizes.in_order_bytes(predictor), 0)
+        demand = Demand(candidates, active, active, missed, reads, read_bytes)
+        return forecast(self.sizes, predictor, demand, self.resident, self.rates, self.plan.threads)
 
     def drafted(self, counts: Mapping[str, float], stats: Stats) -> Forecast:
         """counts: of a token in all; passes count in reads alone."""
