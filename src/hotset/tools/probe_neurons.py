@@ -61,7 +61,7 @@ class Shape:
 
 
 LARGE, SMALL = Shape(32, 4, 128), Shape(4, 1, 64)
-_SMALL_LAYERS = 16
+_SMALL_LAYERS, _SMALL_NEURONS = 8, 8 * _DISTINCT  # neurons enough for all threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def neuron_models(folder: Path) -> Iterator[NeuronModels]:
     with TemporaryDirectory(dir=folder, prefix=".probe-") as own:
         for name in ("large", "small"):
             (Path(own) / name).mkdir()
-        small = NeuronModel(Path(own) / "small", _SMALL_LAYERS, _DISTINCT, SMALL)
+        small = NeuronModel(Path(own) / "small", _SMALL_LAYERS, _SMALL_NEURONS, SMALL)
         yield NeuronModels(NeuronModel(Path(own) / "large", layers, neurons), small)
 
 
