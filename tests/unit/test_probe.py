@@ -83,17 +83,17 @@ def test_what_so_many_reads_take() -> None:
 
 @pytest.mark.parametrize(("read", "work"), [(3e9, 0.1), (3e9, 0.5), (3e9, 2.0), (0, 1.0), (1e9, 0)])
 def test_reads_in_order_beside_work(read: float, work: float) -> None:
-    """Step by step: both at their shared pace, then what is left at its own."""
+    """Step by step: both at their shared pace, then what is left at its own, into memory that no cache holds."""
+    rates = replace(RATES, placed_reads_per_s={4096: 80e3, 1 << 20: 2.7e9 / (1 << 20)})
     step, seconds, left_read, left_work = 1e-4, 0.0, read, work
     while left_read > 0 or left_work > 0:
         both = left_read > 0 and left_work > 0
-        left_read -= step * (2e9 if both else 3e9)
+        left_read -= step * (2e9 if both else 2.7e9)
         left_work -= step * (0.8 if both else 1.0)
         seconds += step
-    assert RATES.in_order_seconds(read, work, 2) == pytest.approx(seconds, abs=3 * step)
-    assert replace(RATES, busy_seq_bytes_per_s={}, busy_work_share={}).in_order_seconds(read, work, 2) == max(
-        read / 3e9, work
-    )
+    assert rates.in_order_seconds(read, work, 2) == pytest.approx(seconds, abs=3 * step)
+    bare = replace(RATES, busy_seq_bytes_per_s={}, busy_work_share={}, placed_reads_per_s={})
+    assert bare.in_order_seconds(read, work, 2) == max(read / 3e9, work)
 
 
 def test_rates_by_threads() -> None:

@@ -92,11 +92,17 @@ class Rates:
         return requests * self.cpu_us_per_read[nearest] * 1e-6
 
     def in_order_seconds(self, read_bytes: float, work_s: float, threads: int) -> float:
-        """That reads in order take beside `work_s` seconds of computing: both slowed until one of them ends."""
+        """That reads in order take beside `work_s` seconds of computing: both slowed until one of them ends.
+
+        They go into memory that no cache holds.
+        """
+        alone = self.seq_bytes_per_s
+        if self.placed_reads_per_s:
+            alone = min(alone, _between(self.placed_reads_per_s, _LARGE) * _LARGE)
         together = self.busy_rate(threads)
         share = _at(self.busy_work_share, threads) if self.busy_work_share else 1.0
         shared_s = min(read_bytes / together, work_s / share)
-        left_s = max((read_bytes - shared_s * together) / self.seq_bytes_per_s, work_s - shared_s * share)
+        left_s = max((read_bytes - shared_s * together) / alone, work_s - shared_s * share)
         return shared_s + max(left_s, 0.0)
 
     def busy_rate(self, threads: int) -> float:
