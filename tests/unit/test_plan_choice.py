@@ -79,7 +79,7 @@ def brute_force(found: Choices, energy: float) -> float:
     assert draft.demand is not None and draft.forecast is not None
     hot = sum(draft.hot)
     usual = known.demand(calibrated(found.sizes), found.sizes).absent
-    worse = growth(draft.demand.absent, found.trained.fetch) / growth(usual, found.trained.fetch)
+    worse = np.divide(*(growth(absent, found.trained.fetch, energy) for absent in (draft.demand.absent, usual)))
     p = found.trained.drafts_hold(found.trained.loss_at(energy, worse))
     every, host = known.every(found.sizes, hot), found.host
     verify = verification(found.sizes, hot, every, host.resident_bytes, found.host.rates, host.threads)

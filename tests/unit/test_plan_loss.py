@@ -34,12 +34,16 @@ def trained(story: Store) -> Predictors:
 
 
 def test_losses_grow_with_what_is_missing() -> None:
-    assert growth(0, 30) == 1 and growth(0.7, 1) == 1
-    found = [growth(absent / 10, 30) for absent in range(11)]
-    assert found == sorted(found)
+    assert growth(0, 30, 1e-4) == 1 and growth(0.7, 1, 1e-4) == 1
+    for energy in (1e-4, 1e-3, 1e-2):
+        found = [growth(absent / 10, 30, energy) for absent in range(11)]
+        assert found == sorted(found)
     # Divergences of a 7B at one energy, all of its neurons in memory and fewer; absent as the plan estimates it.
     for absent, measured in ((0.2, 2.7), (0.43, 4.8), (0.97, 20)):
-        assert growth(absent, 30) == pytest.approx(measured, rel=0.4)
+        assert growth(absent, 30, 8e-4) == pytest.approx(measured, rel=0.4)
+    # The same with a fourteenth of them in memory, beside half as calibrated there, by energy.
+    for energy, measured in ((5.1e-5, 2.25), (1.1e-4, 3.6), (2.3e-4, 3.9), (8e-4, 6.4)):
+        assert growth(0.8, 30, energy) / growth(0.2, 30, energy) == pytest.approx(measured, rel=0.25)
 
 
 def test_energy_follows_the_budget(story: Store, trained: Predictors) -> None:

@@ -34,7 +34,7 @@ class Giving:
 
     def worse(self, absent: float) -> float:
         """Times as much as where they were calibrated is lost."""
-        return growth(absent, self.trained.fetch) / self.usual
+        return growth(absent, self.trained.fetch, self.energy) / self.usual
 
 
 class Losses:
@@ -66,4 +66,4 @@ class Losses:
         known = self.profiled and giving_up(self.profiled, self.trained, energy)
         # What is wanted less often is missing less often, there as here.
         absent = known.demand(calibrated(self.sizes), self.sizes).absent if known else 0.0
-        return Giving(self.trained, energy, known, growth(absent, self.trained.fetch))
+        return Giving(self.trained, energy, known, growth(absent, self.trained.fetch, energy))
