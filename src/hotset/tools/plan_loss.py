@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from hotset.planner.sizes import NeuronSizes
 from hotset.tools.plan_profile import giving_up
 
 _ROUNDS = 3  # of placing neurons and asking how many are missing then
+_STEPS = 4  # towards the energy that keeps to a loss where so many are missing
 _DRAFTS = 6  # shares of energy tried
 
 Place = Callable[[Profiled | None], Placement]
@@ -53,7 +55,14 @@ class Losses:
             placement = place(found.profiled)
             if placement.predictor != "low-rank" or placement.demand is None:
                 break  # they do not fit, or how many are missing is not known
-            found = self._giving(self.trained.energy_at(loss, found.worse(placement.demand.absent)))
+            found = self._keeping(loss, placement.demand.absent, found)
+        return found
+
+    def _keeping(self, loss: float | None, absent: float, found: Giving) -> Giving:
+        """What keeps to the loss where so many are missing, from near by: how much worse that is depends on it, too."""
+        for _ in range(_STEPS):
+            next_to = self.trained.energy_at(loss, found.worse(absent))
+            found = self._giving(math.sqrt(found.energy * next_to))  # half the way, as steps all the way swing
         return found
 
     def for_drafts(self) -> list[Giving]:
