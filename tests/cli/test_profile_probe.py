@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Hotset
 
+from hotset.planner.rates import FORMAT_VERSION
+
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. " * 300
 
 
@@ -59,7 +61,7 @@ def test_probe(hotset: Hotset, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
     again = hotset("probe", tmp_path, "--json")
     record = json.loads(again.out)
-    assert (record["mode"], record["format_version"]) == ("quick", 3)
+    assert (record["mode"], record["format_version"]) == ("quick", FORMAT_VERSION)
     assert 0 <= record["age_seconds"] < 300
     assert record["rates"]["threads"] >= 1
     assert Path(record["path"]).is_file()
