@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, parse_json, storage_error
@@ -34,6 +36,21 @@ def seal(path: Path) -> None:
         file.seek(0)
         file.write(raw.replace(json.dumps(empty).encode(), json.dumps(sums).encode()))
         os.fsync(file.fileno())
+
+
+@contextmanager
+def sealed(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, header and all: at `path` with its checksums in the end, or not at all. Raises StorageError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        seal(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise storage_error(path, "cannot be written", error) from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def verify(path: Path, header: Header, again: str, wanted: Callable[[str], bool] = lambda name: True) -> None:

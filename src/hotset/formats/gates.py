@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import FormatError, UsageError
-from hotset.formats.checksums import SUMS, reserved, seal, verify
-from hotset.formats.files import Json, parse_json, read_at, storage_error
+from hotset.formats.checksums import SUMS, reserved, sealed, verify
+from hotset.formats.files import Json, parse_json, read_at
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import order_crc32c
 from hotset.formats.safetensors import Header, read_header
@@ -103,21 +103,15 @@ def verify_gates(folder: Path) -> None:
 
 def write_gates(folder: Path, neurons: NeuronInfo, layers: Iterable[GateLayer]) -> Path:
     """Writes them beside a packed store, whole or not at all. Raises StorageError."""
-    path, partial = folder / GATES_FILE, folder / f".{GATES_FILE}.partial"
-    try:
-        with partial.open("wb") as file:
-            file.write(_header(neurons))
-            for layer in layers:
-                for first in range(0, neurons.ffn, PIECE):
-                    file.write(_filled(layer.vectors[first : first + PIECE].tobytes(), piece_stride(neurons)))
-                for sums in (layer.sums, layer.rest):
-                    file.write(_filled(sums.astype("<u4").tobytes(), _padded(sums.nbytes)))
-        seal(partial)
-        return partial.replace(path)
-    except OSError as error:
-        raise storage_error(path, "cannot be written", error) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    path = folder / GATES_FILE
+    with sealed(path) as file:
+        file.write(_header(neurons))
+        for layer in layers:
+            for first in range(0, neurons.ffn, PIECE):
+                file.write(_filled(layer.vectors[first : first + PIECE].tobytes(), piece_stride(neurons)))
+            for sums in (layer.sums, layer.rest):
+                file.write(_filled(sums.astype("<u4").tobytes(), _padded(sums.nbytes)))
+    return path
 
 
 def _padded(size: int) -> int:

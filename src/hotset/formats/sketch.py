@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import FormatError, UsageError
-from hotset.formats.checksums import SUMS, reserved, seal, verify
-from hotset.formats.files import Json, is_count, parse_json, storage_error
+from hotset.formats.checksums import SUMS, reserved, sealed, verify
+from hotset.formats.files import Json, is_count, parse_json
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import order_crc32c
 from hotset.formats.safetensors import Header, read_header
@@ -93,22 +93,15 @@ def write_sketch(folder: Path, neurons: NeuronInfo, layers: Iterable[Sequence[Pa
 
     layers: of each its parts "gate", "up" (sketches) and "vectors" [6, ffn], made when they are asked for.
     """
-    path, partial = folder / SKETCH_FILE, folder / f".{SKETCH_FILE}.partial"
+    path = folder / SKETCH_FILE
     about = asdict(facts) | {"order_crc32c": order_crc32c(neurons)}
-    header = _header(neurons, facts.bits, about)
-    try:
-        with partial.open("wb") as file:
-            file.write(header)
-            for parts in layers:
-                for _, data in parts:
-                    file.write(data.tobytes())
-                    file.write(bytes(-data.nbytes % ALIGNMENT))
-        seal(partial)
-        return partial.replace(path)
-    except OSError as error:
-        raise storage_error(path, "cannot be written", error) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with sealed(path) as file:
+        file.write(_header(neurons, facts.bits, about))
+        for parts in layers:
+            for _, data in parts:
+                file.write(data.tobytes())
+                file.write(bytes(-data.nbytes % ALIGNMENT))
+    return path
 
 
 def _bytes(neurons: NeuronInfo, bits: int, part: str) -> int:
