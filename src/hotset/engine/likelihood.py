@@ -54,17 +54,20 @@ def likelihoods(
     single: scored tokens are computed one by one, as in generating: predictors of a packed model then choose for each.
     progress: called with groups done. Raises: InputError for a continuation that exceeds the context.
     """
-    parts = [(i, part) for i, group in enumerate(groups) for part in _split(group, -(-engine.context // PAGE))]
-    done, answers = 0, list[Likelihood]()
-    while done < len(parts):
-        count = _fitting(engine, [part for _, part in parts[done:]])
-        for found in _batch(engine, [part for _, part in parts[done : done + count]], single):
-            index, done = parts[done][0], done + 1
-            answers += found
-            if done == len(parts) or parts[done][0] != index:
-                yield answers
-                answers = []
-                progress(index + 1)
+    pages = -(-engine.context // PAGE)
+    split = [_split(group, pages) for group in groups]
+    found = _in_batches(engine, [part for parts in split for part in parts], single)
+    for done, parts in enumerate(split, 1):
+        yield [one for _ in parts for one in next(found)]
+        progress(done)
+
+
+def _in_batches(engine: Engine, groups: Sequence[Sequence[Continuation]], single: bool) -> Iterator[list[Likelihood]]:
+    done = 0
+    while done < len(groups):
+        count = _fitting(engine, groups[done:])
+        yield from _batch(engine, groups[done : done + count], single)
+        done += count
 
 
 def _split(group: Sequence[Continuation], pages: int) -> list[Sequence[Continuation]]:
