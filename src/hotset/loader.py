@@ -20,7 +20,7 @@ from hotset.formats.sparsity import ffn_floors, read_sparsity
 from hotset.formats.store import BLOCK_BYTES, WEIGHT_FILES, Store, StoreEntry
 from hotset.models import Model, TensorSpec, least_gate
 from hotset.planner.plan_file import Plan
-from hotset.planner.sizes import spill_places
+from hotset.planner.sizes import knows_gates, spill_places
 
 _IN_BUNDLES = ("gate", "up", "down", "gate_bias", "up_bias")
 Predict = Literal["exact", "auto"]
@@ -215,7 +215,7 @@ def _sparse_options(store: Store, model: Model, plan: Plan) -> _core.SparseOptio
     relu = ahead = False
     sketch: _core.SketchFile | None = None
     gates: _core.GateFile | None = None
-    if plan.predictor in ("gate", "read-gate"):
+    if knows_gates(plan.predictor):
         limit = least_gate(model, store.entries)
         if limit is None:
             raise UsageError(

@@ -101,12 +101,11 @@ def _seconds(
     """Of a step, as sparse_step.cc takes it.
 
     A predictor that looks ahead, and gates that stream by, have the drive read for what follows while everything else
-    is done. Otherwise a layer
-    is attended and predicted first, then missing neurons are read while gate and up of those in memory and of those
-    that have come are computed, at last down. Neither of two times that overlap hides wholly behind the other if they
-    are alike: a queue runs dry when the cores are late, cores wait at the end of a layer. The root of the sum of
-    squares is within 8 % of what was measured from 0.2 to 13 times as long for the drive as for the cores
-    (docs/decisions/log.md).
+    is done. Otherwise a layer is attended and predicted first, then missing neurons are read while gate and up of those
+    in memory and of those that have come are computed, at last down. Neither of two times that overlap hides wholly
+    behind the other if they are alike: a queue runs dry when the cores are late, cores wait at the end of a layer. The
+    root of the sum of squares is within 8 % of what was measured from 0.2 to 13 times as long for the drive as for the
+    cores (docs/decisions/log.md).
     """
     neurons = _vectors(sizes, predictor, demand) * sizes.vector_bytes
     down = demand.active * sizes.vector_bytes

@@ -19,6 +19,7 @@ from hotset.planner.sizes import (
     PREDICTORS,
     READ_BLOCK,
     Predictor,
+    knows_gates,
 )
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ class Plan:
     @property
     def exact(self) -> bool:
         """Whether every neuron that is not zero has its part in every answer, whatever was allowed."""
-        return self.drafts or self.predictor in ("all", "gate", "read-gate")
+        return self.drafts or self.predictor == "all" or knows_gates(self.predictor)
 
     @property
     def bytes(self) -> int:
