@@ -37,7 +37,7 @@ SHARES = {  # of the training tokens; Wikipedia, textbooks and the web are close
     "code": 0.05,
 }
 EXCERPT = 4_000_000  # characters of each text, more than a run on a CPU reads
-METHOD = {"sequence": 256, "batch": 8, "lr": 3e-4, "warmup": 5, "distill": 0.8, "log-every": 2}
+METHOD = {"sequence": 256, "batch": 8, "lr": 3e-4, "warmup": 3, "distill": 0.8, "log-every": 2}
 ZEROS = 0.85
 DENSE, NEURONS = "q8_0", "q4_0"
 

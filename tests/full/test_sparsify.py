@@ -83,7 +83,8 @@ def test_losses_against_their_definitions(text: Path) -> None:
     teacher, model = (load_model(MODEL, from_scratch=False, seed=0) for _ in range(2))
     ffns = swap_ffns(model, Settings(str(MODEL), (DataSource(text),)))
     windows = torch.from_numpy(np.random.default_rng(1).integers(3, 512, (2, 9)))
-    found = Objective(model, ffns, teacher, 0.25)(windows, 0.7)
+    weights = np.linspace(0.2, 0.7, len(ffns))
+    found = Objective(model, ffns, teacher, 0.25)(windows, weights.tolist())
     with torch.no_grad():
         wrong = torch.log_softmax(model(windows[:, :-1]).logits, -1).numpy().astype(np.float64)
         right = torch.log_softmax(teacher(windows[:, :-1]).logits, -1).numpy().astype(np.float64)
@@ -92,7 +93,10 @@ def test_losses_against_their_definitions(text: Path) -> None:
     distance = (np.exp(right) * (right - wrong)).sum(-1).mean()
     assert found.next_token.item() == pytest.approx(entropy, rel=1e-5)
     assert found.distance.item() == pytest.approx(distance, rel=1e-4)
-    assert found.total.item() == pytest.approx(0.75 * entropy + 0.25 * distance + 0.7 * found.size.item(), rel=1e-5)
+    sizes = [ffn.size.item() for ffn in ffns]
+    assert found.size.item() == pytest.approx(np.mean(sizes), rel=1e-5)
+    total = 0.75 * entropy + 0.25 * distance + np.mean(weights * sizes)
+    assert found.total.item() == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

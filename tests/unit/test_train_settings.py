@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hotset.errors import UsageError
-from hotset.train.pull import Pull
+from hotset.train.pull import Pull, goals
 from hotset.train.schedule import ffn_learning_rate, wanted_zeros
 from hotset.train.settings import DataSource, Settings
 
@@ -68,3 +68,14 @@ def test_rate_of_a_layers_updates_rises_then_falls() -> None:
     assert max(rates) == pytest.approx(2e-3) and 9 <= int(np.argmax(rates)) <= 11
     assert rates[0] < 1e-4 and rates[-1] == pytest.approx(2e-4)
     assert np.all(np.diff(rates[11:]) < 0)
+
+
+def test_layers_keep_their_distances_on_the_way_to_the_wanted_zeros() -> None:
+    assert goals([0.6, 0.7, 0.8], 0.85) == pytest.approx([0.75, 0.85, 0.95])
+    assert goals([0.75] * 4, 0.86) == pytest.approx([0.86] * 4)
+
+
+def test_no_layer_is_asked_for_nearly_all_zeros_nor_for_few() -> None:
+    assert goals([0.2, 0.7, 0.9], 0.85) == pytest.approx([0.5, 0.95, 0.97])
+    assert goals([0.7, 0.7], 0.99) == pytest.approx([0.99, 0.99])  # unless that is what was asked for
+    assert goals([0.3, 0.5], 0.2) == pytest.approx([0.2, 0.3])

@@ -19,7 +19,7 @@ from hotset.train.settings import Settings
 
 Compare = Callable[[dict[str, Any], list[str]], None]
 _KEPT = 2  # the newest, and the one before in case a drive loses what it had promised to hold
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Place:
     step: int  # steps done
     drawn: list[int]  # windows drawn from each source
     seconds: float  # spent so far
-    pull: tuple[float, float | None]  # as the fields of Pull
+    pulls: list[tuple[float, float | None]]  # of the layers, as the fields of Pull
 
 
 class Checkpoints:

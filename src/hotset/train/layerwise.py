@@ -33,7 +33,8 @@ _SPREAD = 0.5  # of the way from even zeros to those of one limit on all neurons
 _RANGE = (0.5, 0.97)  # zeros of a layer at least and at most, where more or fewer are wanted by that
 _SIGN_TOKENS = 4096
 _BLEND = 0.2  # of the newest update in the zeros that lead the pull
-_MOST_ERROR = 10.0  # an FFN that adds nothing has 1, one that learns less; single updates may have some more
+_MOST_ERROR = 10.0  # an FFN that adds nothing has 1, one that learns less
+_PATIENCE = 5  # updates above it in a row: a single one may have a token on which dReLU gives a thousand times too much
 
 
 class Layerwise:
@@ -52,7 +53,7 @@ class Layerwise:
     def resume(self, checkpoints: Checkpoints, compare: Callable[[dict[str, Any], list[str]], None]) -> None:
         """Goes to the newest checkpoint. Raises as Checkpoints.load."""
         if (place := checkpoints.load(self.model, [], compare)) is not None:
-            self.step, self.seconds, self.pull = place.step, place.seconds, Pull(*place.pull)
+            self.step, self.seconds, self.pull = place.step, place.seconds, Pull(*place.pulls[0])
 
     def run(self, reporter: Reporter, stop: Callable[[], bool], save: Callable[[Place], None]) -> bool:
         """Trains to the last layer, or until `stop` says so; finished layers are saved. True: it was the last.
@@ -96,7 +97,7 @@ class Layerwise:
             return streams, self._goals(streams.passes[0])
 
     def _place(self) -> Place:
-        return Place(self.step, self.mixture.drawn.tolist(), self.seconds, (self.pull.weight, None))
+        return Place(self.step, self.mixture.drawn.tolist(), self.seconds, [(self.pull.weight, None)])
 
     def _goals(self, ids: Tensor) -> list[float]:
         """Zeros wanted of each layer, [layers]; their mean is what was asked for, within _RANGE."""
@@ -121,7 +122,8 @@ class Layerwise:
             if (zeros := self._train(ffn, lesson, goal, stop)) is None:
                 return None
             error = streams.leave(lesson, ffn)
-            self._require_learning(error, "after its last update")
+            if not error <= _MOST_ERROR:
+                raise self._diverged(error, "after its last update")
             learned = True
             return error, zeros
         except torch.linalg.LinAlgError:  # weights that are no numbers have no least squares
@@ -138,7 +140,7 @@ class Layerwise:
             refit(ffn, lesson)
         optimizer = self._optimizer(ffn, lesson)
         rates = [group["lr"] for group in optimizer.param_groups]
-        share, pull, zeros = lesson.share(), Pull(), 0.0
+        share, pull, zeros, absurd = lesson.share(), Pull(), 0.0, 0
         parts = self._shuffled(lesson)
         size, bf16 = len(parts[0]), "--dtype bf16" if self.s.dtype == "f32" else ""
         for number, chosen in enumerate(parts):
@@ -148,7 +150,9 @@ class Layerwise:
             with self._memory(f"an update on {size} tokens", halved("--ffn-batch", size), bf16):
                 part = lesson.part(chosen.to(self.world.device))
                 error, now = self._update(ffn, part, share, pull.weight if goal else 0.0)
-                self._require_learning(error, f"in update {number + 1} of {len(parts)}")
+                absurd = 0 if error <= _MOST_ERROR else absurd + 1
+                if absurd == _PATIENCE or not math.isfinite(error):
+                    raise self._diverged(error, f"in update {number + 1} of {len(parts)}")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if pull.start is None:
@@ -188,10 +192,6 @@ class Layerwise:
         loss.backward()
         found: list[float] = torch.stack([error.detach(), (neurons.detach() == 0).float().mean()]).tolist()
         return found[0], found[1]
-
-    def _require_learning(self, error: float, when: str) -> None:
-        if not error <= _MOST_ERROR:
-            raise self._diverged(error, when)
 
     def _diverged(self, error: float, when: str) -> TrainingError:
         before = f"the {self.step} before it are kept" if self.step else "no layer is done yet"

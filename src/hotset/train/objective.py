@@ -25,15 +25,16 @@ class Loss:
 
 
 class Objective:
-    """(1 - distill) * cross entropy + distill * KL(original || model) + l1 * mean |neuron|."""
+    """(1 - distill) * cross entropy + distill * KL(original || model) + mean over layers of l1 * mean |neuron|."""
 
     def __init__(self, model: Any, ffns: Sequence[SparseFfn], teacher: Any | None, distill: float) -> None:
         self.model, self.ffns, self.teacher, self.distill = model, ffns, teacher, distill
 
-    def __call__(self, windows: Tensor, l1: float) -> Loss:
-        """windows: [sequences, length + 1]."""
+    def __call__(self, windows: Tensor, l1: Sequence[float]) -> Loss:
+        """windows: [sequences, length + 1]; l1: of each layer, [layers]."""
+        pulled = any(l1)
         for ffn in self.ffns:
-            ffn.wants_size = l1 > 0
+            ffn.wants_size = pulled
         inputs, wanted = windows[:, :-1], windows[:, 1:].reshape(-1)
         logits = self.model(input_ids=inputs, use_cache=False).logits.flatten(0, 1)  # [tokens, vocab]
         distance = size = torch.zeros((), device=logits.device)
@@ -41,9 +42,10 @@ class Objective:
             total = next_token = functional.cross_entropy(logits.float(), wanted)
         else:
             total, next_token, distance = mixed_loss(logits, wanted, self._right(inputs), self.distill)
-        if l1 > 0:
-            size = torch.stack([ffn.size for ffn in self.ffns if ffn.size is not None]).mean()
-            total = total + l1 * size
+        if pulled:
+            sizes = torch.stack([ffn.size for ffn in self.ffns if ffn.size is not None])
+            total = total + (sizes * sizes.new_tensor(l1)).mean()
+            size = sizes.mean()
         return Loss(total, next_token.detach(), distance, size.detach())
 
     def next_token(self, windows: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Now:
     swap: float
     rate: float  # learning rate
     gradient: float  # norm before clipping
-    pull: float  # weight of `size` in the loss
+    pull: tuple[float, ...]  # weight of each layer's size in the loss
     speed: Speed
     seconds_left: float
 

@@ -19,7 +19,7 @@ from hotset.train.mixture import Mixture, Source, Windows
 from hotset.train.objective import Objective
 from hotset.train.optimizers import set_rate
 from hotset.train.parallel import World, sync_gradients
-from hotset.train.pull import Pull
+from hotset.train.pull import Pull, goals
 from hotset.train.report import Measured, Now, Reporter
 from hotset.train.schedule import l1_weight, learning_rate, swap_share, wanted_zeros
 from hotset.train.settings import Running, Settings
@@ -59,7 +59,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.step = 0  # steps done
         self.seconds = 0.0  # spent on them
-        self.pull = Pull()
+        self.pulls = [Pull() for _ in parts.ffns]
 
     def resume(self) -> None:
         """Goes to the newest checkpoint, if there is one.
@@ -68,7 +68,7 @@ class Trainer:
         """
         p = self.parts
         if (place := self.checkpoints.load(p.model, p.optimizers, self.compare)) is not None:
-            self.step, self.seconds, self.pull = place.step, place.seconds, Pull(*place.pull)
+            self.step, self.seconds, self.pulls = place.step, place.seconds, [Pull(*each) for each in place.pulls]
             if len(place.drawn) == len(p.mixture.drawn):  # with other texts, each is begun anew
                 p.mixture.drawn[:] = place.drawn
 
@@ -113,8 +113,8 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        pull = (self.pull.weight, self.pull.start)
-        place = Place(self.step, self.parts.mixture.drawn.tolist(), self.seconds, pull)
+        pulls = [(pull.weight, pull.start) for pull in self.pulls]
+        place = Place(self.step, self.parts.mixture.drawn.tolist(), self.seconds, pulls)
         self.checkpoints.save(place, self.s, self.parts.data, self.parts.model, self.parts.optimizers)
 
     def train_step(self, *, count: bool) -> Figures:
@@ -136,11 +136,17 @@ class Trainer:
         return Figures(losses, gradient)
 
     def _lead(self) -> None:
-        """Makes the pull as strong as the wanted zeros take."""
-        zeros = float(self.world.mean(torch.stack(self._zeros()).mean()))
-        if self.pull.start is None:
-            self.pull.start = zeros
-        self.pull.follow(zeros, wanted_zeros(self.step / self.s.steps, self.pull.start, self.s.zeros))
+        """Makes each layer's pull as strong as its wanted zeros take."""
+        found = self.world.mean(torch.stack(self._zeros())).tolist()
+        starts = [zeros if pull.start is None else pull.start for pull, zeros in zip(self.pulls, found, strict=True)]
+        done = self.step / self.s.steps
+        for pull, zeros, start, goal in zip(self.pulls, found, starts, goals(starts, self.s.zeros), strict=True):
+            pull.start = start
+            pull.follow(zeros, wanted_zeros(done, start, goal))
+
+    def _weights(self, step: int) -> list[float]:
+        """Of the layers' pulls in step 0, 1, …"""
+        return [pull.weight if self.s.zeros else l1_weight(step, self.s) for pull in self.pulls]
 
     def _enter(self, step: int, count: bool) -> None:
         for ffn in self.parts.ffns:
@@ -151,12 +157,12 @@ class Trainer:
         """Adds up the gradients of a batch [sequences, length + 1]; returns its mean losses [3] over all processes."""
         passes = torch.from_numpy(batch).split(self.running.micro_batch)
         sums = torch.zeros(3, device=self.world.device)
-        weight = self.pull.weight if self.s.zeros else l1_weight(self.step, self.s)
+        weights = self._weights(self.step)
         for number, windows in enumerate(passes, 1):
             sync_gradients(self.parts.model, self.world, number == len(passes))
             share = len(windows) / len(batch)
             with self._precision():
-                loss = self.parts.objective(windows.to(self.world.device), weight)
+                loss = self.parts.objective(windows.to(self.world.device), weights)
             (loss.total * share).backward()
             sums += share * torch.stack([loss.next_token, loss.distance, loss.size])
         return self.world.mean(sums)
@@ -213,7 +219,7 @@ class Trainer:
             swap=swap_share(self.step - 1, self.s),
             rate=learning_rate(self.step - 1, self.s),
             gradient=figures.gradient.item(),
-            pull=self.pull.weight if self.s.zeros else l1_weight(self.step - 1, self.s),
+            pull=tuple(self._weights(self.step - 1)),
             speed=self.parts.work.speed(len(seen) * tokens / max(seconds, 1e-9)),
             seconds_left=(self.s.steps - self.step) * seconds / len(seen),
         )
