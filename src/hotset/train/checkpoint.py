@@ -29,7 +29,7 @@ class Place:
     step: int  # steps done
     drawn: list[int]  # windows drawn from each source
     seconds: float  # spent so far
-    pulls: list[tuple[float, float | None]]  # of the layers, as the fields of Pull
+    pulls: list[tuple[float, float | None, float]]  # of the layers, as the fields of Pull
 
 
 class Checkpoints:

@@ -97,7 +97,7 @@ class Layerwise:
             return streams, self._goals(streams.passes[0])
 
     def _place(self) -> Place:
-        return Place(self.step, self.mixture.drawn.tolist(), self.seconds, [(self.pull.weight, None)])
+        return Place(self.step, self.mixture.drawn.tolist(), self.seconds, [(self.pull.weight, None, 0.0)])
 
     def _goals(self, ids: Tensor) -> list[float]:
         """Zeros wanted of each layer, [layers]; their mean is what was asked for, within _RANGE."""

@@ -113,7 +113,7 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        pulls = [(pull.weight, pull.start) for pull in self.pulls]
+        pulls = [(pull.weight, pull.start, pull.short) for pull in self.pulls]
         place = Place(self.step, self.parts.mixture.drawn.tolist(), self.seconds, pulls)
         self.checkpoints.save(place, self.s, self.parts.data, self.parts.model, self.parts.optimizers)
 
