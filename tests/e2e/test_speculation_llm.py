@@ -28,7 +28,7 @@ from hotset.formats.thresholds import Thresholds
 from hotset.models import resolve
 from hotset.planner.drafting import verification, with_drafts
 from hotset.planner.model_cost import Demand, forecast
-from hotset.planner.plan import Profiled
+from hotset.planner.placement import Profiled
 from hotset.planner.plan_file import Plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.tools.convert import convert

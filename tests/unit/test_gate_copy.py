@@ -17,7 +17,8 @@ from hotset import _core
 from hotset.errors import FormatError, StorageError, UsageError
 from hotset.formats.gates import GATES_FILE, read_gates, verify_gates
 from hotset.formats.store import open_store
-from hotset.planner.plan import Placement, Profiled, judged, place
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import judged, place
 from hotset.tools.pack import pack
 
 LAYERS = 16

@@ -14,7 +14,8 @@ from plan_models import ACTIVE, ALL_BYTES, HOST, NEURONS, RATES, SIZES, TOKENS, 
 
 from hotset.errors import MemoryBudgetError
 from hotset.planner.model_cost import Demand, forecast, reads_in_order_win
-from hotset.planner.plan import Placement, Profiled, judged, place, remarks
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import judged, place, remarks
 from hotset.planner.sizes import Predictor, spill_places
 from hotset.planner.statistics import lru_misses
 from hotset.planner.use import Finds, NeuronUse, Reach, neuron_use

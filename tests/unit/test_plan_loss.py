@@ -11,7 +11,7 @@ from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.planner.loss import calibrated, growth
-from hotset.planner.plan import Placement, Profiled
+from hotset.planner.placement import Placement, Profiled
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_loss import Losses
 from hotset.tools.plan_profile import profiled

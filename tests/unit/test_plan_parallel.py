@@ -20,7 +20,8 @@ from hotset.formats.store import Store, open_store
 from hotset.models import resolve
 from hotset.planner.drafting import Pass, of_rounds
 from hotset.planner.model_cost import Demand, forecast
-from hotset.planner.plan import Placement, Profiled, place
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import place
 from hotset.planner.plan_file import Plan, read_plan, write_plan
 from hotset.planner.replay import replay
 from hotset.planner.sizes import Predictor

@@ -15,7 +15,8 @@ from hotset import LLM
 from hotset.formats.predictors import Predictors, read_predictors
 from hotset.formats.store import Store, open_store
 from hotset.models import resolve
-from hotset.planner.plan import Placement, Profiled, judged, place
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import judged, place
 from hotset.planner.plan_file import Plan, write_plan
 from hotset.planner.use import Finds, neuron_use
 from hotset.tools.plan import Wishes, make_plan

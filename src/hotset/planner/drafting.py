@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hotset.planner.model_cost import Bound, Demand, Forecast
-from hotset.planner.plan import Host, Placement, Profiled, every_neuron, place
+from hotset.planner.placement import Placement, Profiled, every_neuron
+from hotset.planner.plan import Host, place
 from hotset.planner.rates import Rates
 from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 

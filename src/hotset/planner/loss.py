@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hotset.planner.plan import Placement
+from hotset.planner.placement import Placement
 from hotset.planner.sizes import NeuronSizes
 
 # Where predictors are calibrated: share of the neurons that there is room for, and share of these that stay.

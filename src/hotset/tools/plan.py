@@ -22,7 +22,8 @@ from hotset.formats.store import Store
 from hotset.loader import Predict
 from hotset.models import Model
 from hotset.planner import plan as planner
-from hotset.planner.plan import DEPTH, POLICY, Placement, Profiled
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import DEPTH, POLICY
 from hotset.planner.plan_file import Embedding, MadeFor, Plan, read_plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.read_sizes import read_sizes

@@ -9,7 +9,8 @@ from typing import Any
 from hotset.errors import MemoryBudgetError, UsageError
 from hotset.formats.predictors import Predictors
 from hotset.planner.drafting import as_draft, drafted
-from hotset.planner.plan import Host, Placement, Profiled, judged, place
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import Host, judged, place
 from hotset.planner.sizes import NeuronSizes, Predictor
 from hotset.tools.plan_loss import Giving, Losses
 

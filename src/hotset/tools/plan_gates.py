@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from hotset.formats.gates import gates_bytes, piece_stride
 from hotset.formats.store import Store
-from hotset.planner.plan import Host, Placement, Profiled, place
+from hotset.planner.placement import Placement, Profiled
+from hotset.planner.plan import Host, place
 from hotset.planner.sizes import NeuronSizes
 
 _WORTH_IT = 1.15  # times as fast, for which to advise a third more of the drive

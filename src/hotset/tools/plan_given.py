@@ -15,7 +15,7 @@ from hotset.formats.predictors import read_predictors
 from hotset.formats.sketch import read_sketch
 from hotset.formats.store import Store
 from hotset.models import Model
-from hotset.planner.plan import Placement
+from hotset.planner.placement import Placement
 from hotset.planner.plan_file import MadeFor, Plan, read_plan
 from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
 from hotset.tools.plan_sizes import embedding_buffers, embedding_bytes, neuron_sizes, resident_bytes

@@ -10,7 +10,7 @@ import numpy as np
 
 from hotset.formats.predictors import Predictors
 from hotset.planner.loss import calibrated, growth
-from hotset.planner.plan import Placement, Profiled
+from hotset.planner.placement import Placement, Profiled
 from hotset.planner.sizes import NeuronSizes
 from hotset.tools.plan_profile import giving_up
 

@@ -15,7 +15,7 @@ from hotset.formats.store import Store
 from hotset.formats.thresholds import fetch_energy
 from hotset.models import Model
 from hotset.models.gate import ZERO_BELOW
-from hotset.planner.plan import Profiled
+from hotset.planner.placement import Profiled
 from hotset.planner.sizes import Predictor
 from hotset.planner.together import pairs
 from hotset.planner.use import Finds

@@ -150,9 +150,7 @@ class Layerwise:
             with self._memory(f"an update on {size} tokens", halved("--ffn-batch", size), bf16):
                 part = lesson.part(chosen.to(self.world.device))
                 error, now = self._update(ffn, part, share, pull.weight if goal else 0.0)
-                absurd = 0 if error <= _MOST_ERROR else absurd + 1
-                if absurd == _PATIENCE or not math.isfinite(error):
-                    raise self._diverged(error, f"in update {number + 1} of {len(parts)}")
+                absurd = self._absurd(error, absurd, f"in update {number + 1} of {len(parts)}")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             if pull.start is None:
@@ -192,6 +190,13 @@ class Layerwise:
         loss.backward()
         found: list[float] = torch.stack([error.detach(), (neurons.detach() == 0).float().mean()]).tolist()
         return found[0], found[1]
+
+    def _absurd(self, error: float, before: int, when: str) -> int:
+        """Updates in a row, this one included, with an absurd loss. Raises TrainingError if they are too many."""
+        number = 0 if error <= _MOST_ERROR else before + 1
+        if number == _PATIENCE or not math.isfinite(error):
+            raise self._diverged(error, when)
+        return number
 
     def _diverged(self, error: float, when: str) -> TrainingError:
         before = f"the {self.step} before it are kept" if self.step else "no layer is done yet"
