@@ -174,6 +174,19 @@ def test_the_second_stage_reaches_the_wanted_zeros(text: Path, tmp_path: Path) -
     assert ended(tmp_path / "run")["zeros"] == pytest.approx(0.9, abs=0.02)
 
 
+def test_random_weights_find_their_own_zeros_before_they_are_pulled(text: Path, tmp_path: Path) -> None:
+    arguments = command(tmp_path / "run", text, "--from-scratch", steps=120, zeros=0.9, lr=3e-3)
+    assert main(arguments) == 0
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    steps = [each for each in log if each["kind"] == "train"]
+    pulled = [any(each["pull"]) for each in steps]  # in the next step
+    assert pulled == [each["step"] >= 0.15 * 120 for each in steps]
+    found = np.array(ended(tmp_path / "run")["zeros_per_layer"])
+    assert found.mean() == pytest.approx(0.9, abs=0.02)
+    own = np.array(steps[pulled.index(True)]["zeros"])
+    assert found - found.mean() == pytest.approx(own - own.mean(), abs=0.04)
+
+
 def test_an_interrupted_first_stage_goes_on_at_its_layer(text: Path, tmp_path: Path) -> None:
     whole, broken = (command(tmp_path / name, text, steps=3, **FIRST) for name in ("whole", "broken"))
     assert main(whole) == 0

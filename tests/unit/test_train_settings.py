@@ -72,6 +72,8 @@ def test_a_pull_that_nothing_answers_to_stays_finite() -> None:
 def test_wanted_zeros_rise_and_stay() -> None:
     found = [wanted_zeros(done, 0.6, 0.9) for done in (0.0, 0.3, 0.6, 0.8, 1.0)]
     assert found == pytest.approx([0.6, 0.75, 0.9, 0.9, 0.9])
+    later = [wanted_zeros(done, 0.6, 0.9, 0.2) for done in (0.1, 0.2, 0.4, 0.6, 1.0)]
+    assert later == pytest.approx([0.6, 0.6, 0.75, 0.9, 0.9])
 
 
 def test_rate_of_a_layers_updates_rises_then_falls() -> None:

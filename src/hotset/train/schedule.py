@@ -7,7 +7,8 @@ import math
 from hotset.train.settings import Settings
 
 _FFN_WARMUP = 0.1  # share of a layer's updates
-_ZEROS_RISE = 0.6  # share of the steps in which the wanted zeros rise from what the new activation gives
+_ZEROS_RISE = 0.6  # share of the steps after which the wanted zeros have risen from what the new activation gives
+_FREE = 0.15  # share of the steps that random weights have to find zeros of their own, which differ between layers
 
 
 def learning_rate(step: int, s: Settings) -> float:
@@ -20,9 +21,14 @@ def ffn_learning_rate(done: float, s: Settings) -> float:
     return s.ffn_lr * _warm_then_falling(round(done * 1000), 1000, round(_FFN_WARMUP * 1000), s.final_lr)
 
 
-def wanted_zeros(done: float, start: float, goal: float) -> float:
-    """When the share `done` of the steps from `start` zeros to `goal` is over."""
-    return start + (goal - start) * min(done / _ZEROS_RISE, 1.0)
+def free_share(s: Settings) -> float:
+    """Of the steps, those before the zeros are counted from which the wanted ones rise."""
+    return _FREE if s.from_scratch else 0.0
+
+
+def wanted_zeros(done: float, start: float, goal: float, free: float = 0.0) -> float:
+    """When the share `done` of the steps from `start` zeros to `goal` is over, of which `free` pass without a pull."""
+    return start + (goal - start) * min(max(done - free, 0.0) / (_ZEROS_RISE - free), 1.0)
 
 
 def _warm_then_falling(step: int, steps: int, warmup: int, final: float) -> float:

@@ -21,7 +21,7 @@ from hotset.train.optimizers import set_rate
 from hotset.train.parallel import World, sync_gradients
 from hotset.train.pull import Pull, goals
 from hotset.train.report import Measured, Now, Reporter
-from hotset.train.schedule import l1_weight, learning_rate, swap_share, wanted_zeros
+from hotset.train.schedule import free_share, l1_weight, learning_rate, swap_share, wanted_zeros
 from hotset.train.settings import Running, Settings
 from hotset.train.speed import Speed, Work
 
@@ -137,16 +137,20 @@ class Trainer:
 
     def _lead(self) -> None:
         """Makes each layer's pull as strong as its wanted zeros take."""
+        done, free = self.step / self.s.steps, free_share(self.s)
+        if done < free:
+            return
         found = self.world.mean(torch.stack(self._zeros())).tolist()
         starts = [zeros if pull.start is None else pull.start for pull, zeros in zip(self.pulls, found, strict=True)]
-        done = self.step / self.s.steps
         for pull, zeros, start, goal in zip(self.pulls, found, starts, goals(starts, self.s.zeros), strict=True):
             pull.start = start
-            pull.follow(zeros, wanted_zeros(done, start, goal))
+            pull.follow(zeros, wanted_zeros(done, start, goal, free))
 
     def _weights(self, step: int) -> list[float]:
         """Of the layers' pulls in step 0, 1, …"""
-        return [pull.weight if self.s.zeros else l1_weight(step, self.s) for pull in self.pulls]
+        if not self.s.zeros:
+            return [l1_weight(step, self.s)] * len(self.pulls)
+        return [0.0 if pull.start is None else pull.weight for pull in self.pulls]
 
     def _enter(self, step: int, count: bool) -> None:
         for ffn in self.parts.ffns:
