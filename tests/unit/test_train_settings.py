@@ -42,6 +42,16 @@ def test_random_weights_may_learn_from_a_teacher() -> None:
     settings(distill=0.5, from_scratch=True, teacher="other").check()
 
 
+def test_a_checkpoint_from_before_a_setting_existed_has_its_default() -> None:
+    before = settings().as_json()
+    del before["teacher"]
+    assert settings().differences(before) == []
+    assert settings(distill=0.5, teacher="other").differences(before) == [
+        "distill was 0.0, is 0.5",
+        "teacher was , is other",
+    ]
+
+
 def test_the_pull_settles_where_the_zeros_are_as_wanted() -> None:
     """Zeros that answer to the weight's logarithm, within some steps and with noise, as measured ones do."""
     random, pull, zeros, found = np.random.default_rng(0), Pull(), 0.75, []

@@ -120,10 +120,13 @@ class Settings:
         return asdict(self) | {"data": data}
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """How these settings differ from those of a checkpoint: 'lr was 0.001, is 0.01'."""
+        """How these settings differ from those of a checkpoint: 'lr was 0.001, is 0.01'.
+
+        A checkpoint from before a setting existed has its default.
+        """
         now = self.as_json()
-        names = [field.name for field in fields(self)]
-        return [f"{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
+        was = {field.name: before.get(field.name, field.default) for field in fields(self)}
+        return [f"{name} was {value}, is {now[name]}" for name, value in was.items() if value != now[name]]
 
 
 @dataclass(frozen=True, slots=True)
