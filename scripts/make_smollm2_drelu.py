@@ -6,8 +6,8 @@
 DIR of --text holds textbooks.jsonl.zst and so on, see SHARES. Interrupted runs go on, finished ones are not repeated.
 MODEL is a Hugging Face folder or a GGUF file, whose rounded weights are then the original. Other flags, such as -t 2,
 go to `hotset sparsify`. All runs have the same settings, loss and tokens: the control, whose activation has nothing to
-learn in the first stage, has that stage's tokens in the whole network. --only relu trains a third one, for
-bench.activations.
+learn in the first stage, has that stage's tokens in the whole network. --only relu trains a third one, which is then
+measured with the others, and by bench.activations.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ EXCERPT = 4_000_000  # characters of each text, more than a run on a CPU reads
 METHOD = {"sequence": 256, "batch": 8, "lr": 3e-4, "warmup": 3, "distill": 0.8, "log-every": 2}
 ZEROS = 0.85
 DENSE, NEURONS = "q8_0", "q4_0"
+KINDS = {"swiglu": "SwiGLU", "drelu": "dReLU", "relu": "ReLU"}
 
 
 def make_original(source: Path, folder: Path) -> Path:
@@ -98,8 +99,8 @@ def train(out: Path, kind: str, original: Path, known: argparse.Namespace, more:
 
 
 def trained(out: Path) -> list[str]:
-    """Of dReLU and the control what is done."""
-    return [kind for kind in ("swiglu", "drelu") if (out / kind / "sparsify.json").is_file()]
+    """Of the control and the sparse ones what is done."""
+    return [kind for kind in KINDS if (out / kind / "sparsify.json").is_file()]
 
 
 def make_stores(out: Path, original: Path, calibration: Path) -> dict[str, Any]:
@@ -152,16 +153,16 @@ def plot(curves: dict[str, list[dict[str, Any]]], layers: list[dict[str, Any]], 
     for kind, entries in curves.items():
         trained = [entry for entry in entries if entry["kind"] == "train"]
         tokens = [entry["tokens"] / 1e3 for entry in trained]
-        loss.plot(tokens, [entry["loss"] for entry in trained], label={"drelu": "dReLU", "swiglu": "SwiGLU"}[kind])
-        if kind == "drelu":
-            share.plot(tokens, [sum(entry["zeros"]) / len(entry["zeros"]) for entry in trained])
+        loss.plot(tokens, [entry["loss"] for entry in trained], label=KINDS[kind])
+        if kind != "swiglu":
+            share.plot(tokens, [sum(entry["zeros"]) / len(entry["zeros"]) for entry in trained], label=KINDS[kind])
     layer.plot([entry["zeros"] for entry in layers], label="after the first stage, text trained on")
     layer.plot(zeros, label="at the end, held-out text")
     loss.set(xlabel="thousand tokens", ylabel="loss", title="next token, second stage")
-    share.set(xlabel="thousand tokens", ylabel="share of neurons", title="zeros of dReLU, second stage")
+    share.set(xlabel="thousand tokens", ylabel="share of neurons", title="zeros, second stage")
     layer.set(xlabel="layer", ylabel="share of neurons", title="zeros of dReLU")
-    loss.legend()
-    layer.legend()
+    for part in (loss, share, layer):
+        part.legend()
     figure.savefig(path)
 
 

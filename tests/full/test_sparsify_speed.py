@@ -42,8 +42,8 @@ def test_operations_against_those_that_pytorch_counts(length: int) -> None:
         for b in (True, False)
     )
     assert training > counted(hidden, ids, backward=True)
-    assert flops_per_token(whole, length, teacher=False) == pytest.approx(training, rel=1e-6)
-    assert flops_per_token(whole, length, teacher=True) == pytest.approx(training + answer, rel=1e-6)
+    assert flops_per_token(whole, length) == pytest.approx(training, rel=1e-6)
+    assert flops_per_token(whole, length, hidden) == pytest.approx(training + answer, rel=1e-6)
 
 
 def test_the_peak_is_of_the_size_that_numpy_reaches() -> None:

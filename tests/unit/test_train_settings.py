@@ -24,6 +24,8 @@ def settings(**changes: object) -> Settings:
         ({"zeros": 0.85, "activation": "keep"}, "are for a new activation"),
         ({"ffn_sequences": 10, "activation": "keep"}, "are for a new activation"),
         ({"ffn_sequences": 10, "from_scratch": True}, "--from-scratch has none"),
+        ({"distill": 0.5, "from_scratch": True}, "drop one, or give a --teacher"),
+        ({"teacher": "other"}, "--teacher is what --distill learns from"),
         ({"ffn_sequences": 10, "swap_steps": 5}, "--swap-steps would mix"),
         ({"zeros": 85.0}, "--zeros is 85.0; want a share below 1"),
         ({"zeros": float("nan")}, "--zeros is nan; want a share below 1"),
@@ -34,6 +36,20 @@ def settings(**changes: object) -> Settings:
 def test_settings_that_no_run_can_have(changes: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         settings(**changes).check()
+
+
+def test_random_weights_may_learn_from_a_teacher() -> None:
+    settings(distill=0.5, from_scratch=True, teacher="other").check()
+
+
+def test_a_checkpoint_from_before_a_setting_existed_has_its_default() -> None:
+    before = settings().as_json()
+    del before["teacher"]
+    assert settings().differences(before) == []
+    assert settings(distill=0.5, teacher="other").differences(before) == [
+        "distill was 0.0, is 0.5",
+        "teacher was , is other",
+    ]
 
 
 def test_the_pull_settles_where_the_zeros_are_as_wanted() -> None:

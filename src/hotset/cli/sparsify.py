@@ -32,6 +32,9 @@ class MethodFlags:
     warmup: Annotated[int, typer.Option(help="Steps of rising rate.")] = 50
     swap_steps: Annotated[int, typer.Option(help="Steps from the old activation to the new; 0: at once.")] = 0
     distill: Annotated[float, typer.Option(help="Weight of the original's distribution in the loss, 0 to 1.")] = 0.0
+    teacher: Annotated[
+        str, typer.Option(metavar="MODEL", help="With --distill: whose distribution instead; it has the same tokens.")
+    ] = ""
     l1: Annotated[float, typer.Option(help="Weight of the mean size of the neurons' outputs; rises from 0.")] = 0.0
     l1_steps: Annotated[int, typer.Option(help="Steps until it is reached; 0: all.")] = 0
     zeros: Annotated[
@@ -110,7 +113,7 @@ def sparsify(
         data=tuple(DataSource.parse(each) for each in data),
         steps=steps_of(steps, tokens, method.batch * method.sequence),
         ffn_sequences=steps_of(None, ffn_tokens, method.sequence) if ffn_tokens else 0,
-        **_values(method),
+        **_values(method) | {"teacher": _folder_of(method.teacher) if method.teacher else ""},
     )
     with progress_bar(not json) as progress:
         report = tool(settings, Running(**_values(running)), output, note, progress)

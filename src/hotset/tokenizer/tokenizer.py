@@ -71,6 +71,11 @@ class Tokenizer:
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Id of each token, added ones included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

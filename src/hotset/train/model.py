@@ -13,8 +13,10 @@ from hotset.errors import HotsetError, ModelError, UsageError
 from hotset.formats.files import Json, read_json
 from hotset.models import resolve
 from hotset.models.spec import Model
+from hotset.tokenizer import Tokenizer
 from hotset.train.memory import is_failed_allocation
 from hotset.train.settings import Settings
+from hotset.train.tokens import Encoder
 
 _SPARSE = {"relu", "relu2", "shifted_relu"}
 _TOKENIZER = (
@@ -47,6 +49,17 @@ def read_config(folder: Path) -> Json:
             "or go on to `hotset convert`"
         )
     return config
+
+
+def require_teacher(folder: Path, encoder: Encoder) -> None:
+    """Raises: UsageError (no such folder), ModelError (its distribution is over other tokens)."""
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"--teacher {folder} is no Hugging Face folder: it has no config.json")
+    vocab = int(read_json(folder / "config.json").get("vocab_size", 0))
+    if vocab != encoder.vocab:
+        raise ModelError(f"--teacher {folder} has {vocab} tokens and the model {encoder.vocab}; want the same ones")
+    if Tokenizer.load(folder).vocabulary != encoder.tokenizer.vocabulary:
+        raise ModelError(f"--teacher {folder} has another tokenizer than the model; want the same one")
 
 
 def sparse_config(config: Json, settings: Settings) -> Json:

@@ -1,4 +1,4 @@
-"""What is minimized: next token, distance to the original's distribution, size of the neurons' outputs."""
+"""What is minimized: next token, distance to the teacher's distribution, size of the neurons' outputs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Loss:
 
     total: Tensor
     next_token: Tensor
-    distance: Tensor  # KL(original || model), 0 without distillation
+    distance: Tensor  # KL(teacher || model), 0 without distillation
     size: Tensor  # of the neurons' outputs, mean over layers
 
 
 class Objective:
-    """(1 - distill) * cross entropy + distill * KL(original || model) + mean over layers of l1 * mean |neuron|."""
+    """(1 - distill) * cross entropy + distill * KL(teacher || model) + mean over layers of l1 * mean |neuron|."""
 
     def __init__(self, model: Any, ffns: Sequence[SparseFfn], teacher: Any | None, distill: float) -> None:
         self.model, self.ffns, self.teacher, self.distill = model, ffns, teacher, distill
@@ -54,7 +54,7 @@ class Objective:
         return functional.cross_entropy(logits, windows[:, 1:].reshape(-1))
 
     def _right(self, inputs: Tensor) -> Tensor:
-        """Logits of the original, [tokens, vocab]."""
+        """Logits of the teacher, [tokens, vocab]."""
         assert self.teacher is not None
         with torch.no_grad():
             logits: Tensor = self.teacher(input_ids=inputs, use_cache=False).logits.flatten(0, 1)

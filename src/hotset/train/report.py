@@ -26,7 +26,7 @@ class Now:
     steps: int
     tokens: int  # trained on so far
     loss: float  # of the next token, mean since the last report
-    distance: float  # KL to the original
+    distance: float  # KL to the teacher
     size: float  # mean |neuron|; 0 without the L1 term
     zeros: tuple[float, ...]  # share of each layer
     swap: float

@@ -53,7 +53,8 @@ class Settings:
     final_lr: float = 0.1  # share of lr at the last step
     warmup: int = 50  # steps
     swap_steps: int = 0  # from the old activation to the new one; 0: at once
-    distill: float = 0.0  # weight of the original's distribution in the loss; the next token has the rest
+    distill: float = 0.0  # weight of the teacher's distribution in the loss; the next token has the rest
+    teacher: str = ""  # folder of the model that has it; none: the original
     l1: float = 0.0  # weight of the mean size of activations, reached after l1_steps
     l1_steps: int = 0  # 0: all steps
     zeros: float = 0.0  # wanted share; a pull on the neurons is made as strong as that takes. 0: l1 alone
@@ -90,8 +91,12 @@ class Settings:
 
     def _check_together(self) -> None:
         """Of settings that each by itself may be had."""
-        if self.distill and self.from_scratch:
-            raise UsageError("--distill learns from the original's weights, and --from-scratch has none; drop one")
+        if self.distill and self.from_scratch and not self.teacher:
+            raise UsageError(
+                "--distill learns from the original, and --from-scratch has none; drop one, or give a --teacher"
+            )
+        if self.teacher and not self.distill:
+            raise UsageError("--teacher is what --distill learns from; give that a weight, such as --distill 0.5")
         if self.zeros and self.l1:
             raise UsageError("--zeros finds the weight that --l1 would give; drop one of them")
         if (self.zeros or self.ffn_sequences) and self.activation == "keep":
@@ -115,10 +120,13 @@ class Settings:
         return asdict(self) | {"data": data}
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """How these settings differ from those of a checkpoint: 'lr was 0.001, is 0.01'."""
+        """How these settings differ from those of a checkpoint: 'lr was 0.001, is 0.01'.
+
+        A checkpoint from before a setting existed has its default.
+        """
         now = self.as_json()
-        names = [field.name for field in fields(self)]
-        return [f"{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
+        was = {field.name: before.get(field.name, field.default) for field in fields(self)}
+        return [f"{name} was {value}, is {now[name]}" for name, value in was.items() if value != now[name]]
 
 
 @dataclass(frozen=True, slots=True)

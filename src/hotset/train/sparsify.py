@@ -22,7 +22,7 @@ from hotset.train.ffn import swap_ffns
 from hotset.train.layerwise import Layerwise
 from hotset.train.memory import memory_for
 from hotset.train.mixture import Mixture, make_source
-from hotset.train.model import load_model, read_config, sparse_config, untied, write_model
+from hotset.train.model import load_model, read_config, require_teacher, sparse_config, untied, write_model
 from hotset.train.objective import Objective
 from hotset.train.optimizers import make_optimizers
 from hotset.train.report import Measured, Reporter, Say
@@ -78,6 +78,8 @@ def sparsify(
 
 def _read_data(s: Settings, source: Path, config: Json, dest: Path, progress: Progress) -> tuple[Mixture, list[str]]:
     encoder = Encoder.load(source, int(config["vocab_size"]))
+    if s.teacher:
+        require_teacher(Path(s.teacher), encoder)
     files = [token_file(d.path, encoder, dest / "tokens", s.tokens_from(d), progress) for d in s.data]
     sources = [
         make_source(str(d.path), f.ids, s.sequence, s.held_out, (s.seed, i))
@@ -103,20 +105,32 @@ def _build(
         if running.recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         parallel.shard(model, world)
-    teacher = _original(s, source, world) if s.distill else None
+    teacher = _teacher(s, source, world) if s.distill else None
     objective = Objective(model, ffns, teacher, s.distill)
     with memory_for("the optimizer"):
         optimizers = make_optimizers(model, s, world.ranks)
-    work = Work(flops_per_token(model, s.sequence, teacher=teacher is not None), peak)
+    work = Work(flops_per_token(model, s.sequence, teacher), peak)
     return Parts(model, ffns, objective, optimizers, mixture, data, work)
+
+
+def _teacher(s: Settings, source: Path, world: parallel.World) -> Any:
+    """What the whole network learns from."""
+    if not s.teacher:
+        return _original(s, source, world)
+    with memory_for("the teacher's weights beside the model's", "no --teacher"):
+        return _taught_by(Path(s.teacher), s, world)
 
 
 def _original(s: Settings, source: Path, world: parallel.World) -> Any:
     less = "no --distill" * bool(s.distill), "no --ffn-tokens" * bool(s.ffn_sequences)
     with memory_for("the original's weights beside the model's", " and ".join(filter(None, less))):
-        teacher = load_model(source, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
-        parallel.shard(teacher, world)
-    return teacher
+        return _taught_by(source, s, world)
+
+
+def _taught_by(folder: Path, s: Settings, world: parallel.World) -> Any:
+    found = load_model(folder, from_scratch=False, seed=s.seed).eval().requires_grad_(False)
+    parallel.shard(found, world)
+    return found
 
 
 def _train(trainer: Trainer, source: Path, config: Json, dest: Path, say: Say) -> SparsifyReport:
@@ -155,8 +169,8 @@ def _train_ffns(
             "--ffn-tokens trains layer by layer, in one process; call hotset sparsify alone until they are done, "
             "then torchrun goes on from there"
         )
-    teacher = parts.objective.teacher or _original(s, source, world)
-    stage = Layerwise(s, running, world, parts.model, teacher, parts.mixture)
+    original = (None if s.teacher else parts.objective.teacher) or _original(s, source, world)
+    stage = Layerwise(s, running, world, parts.model, original, parts.mixture)
     stage.resume(checkpoints, trainer.compare)
     board = running.tensorboard
     with Reporter(dest, say, first=True, tensorboard=board, start=stage.step, log="ffn.jsonl") as reporter:

@@ -41,17 +41,21 @@ class Speed:
         return f"{self.tokens_per_s:.0f} tokens/s, {self.flops_per_s / 1e9:.3g} GFLOP/s ({self.peak_share:.0%} of peak)"
 
 
-def flops_per_token(model: Any, sequence: int, *, teacher: bool) -> float:
-    """6 N to train on a token and 2 N for the original's answer to it; N counts the weights of matrix products.
+def flops_per_token(model: Any, sequence: int, teacher: Any | None = None) -> float:
+    """6 N to train on a token and 2 N of the teacher for its answer to it; N counts the weights of matrix products.
 
     Beside N come the products of attention with half a sequence of keys and values on average. What --recompute
     computes again is not counted. Source: arXiv:2001.08361, section 2.1.
     """
+    return 6.0 * _products(model, sequence) + (2.0 * _products(teacher, sequence) if teacher is not None else 0.0)
+
+
+def _products(model: Any, sequence: int) -> int:
+    """Multiplications of one pass of a token."""
     weights = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
     c = model.config
     width = c.num_attention_heads * (getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads)
-    attention = c.num_hidden_layers * width * sequence  # keys and values, half a sequence of each
-    return (8.0 if teacher else 6.0) * (weights + attention)
+    return weights + c.num_hidden_layers * width * sequence  # keys and values, half a sequence of each
 
 
 def peak_flops_per_s(world: World, dtype: torch.dtype) -> float:
