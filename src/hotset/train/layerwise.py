@@ -157,7 +157,7 @@ class Layerwise:
                 pull.start = zeros = now
             zeros += _BLEND * (now - zeros)
             if goal:
-                pull.follow(zeros, wanted_zeros(done, pull.start, goal), len(parts))
+                pull.follow(zeros, wanted_zeros(done, pull.start, goal))
             if stop():
                 return None
         with torch.no_grad():

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 # A weight moves zeros for as long as it lasts, so one that follows what they lack swings, and neurons that a swing has
 # emptied stay so. What that changes by counts as well: a PI controller of the weight's logarithm.
-_GAIN = 2.0  # at 1 % too few zeros the weight grows by 2 % a step, and by more in runs of fewer than
-_SHORT = 160  # steps
+_GAIN = 2.0  # at 1 % too few zeros the weight grows by 2 % a step
 _DAMPING = 60.0  # zeros that come nearer by 1 % in a step make it smaller by a factor of exp(0.6)
 _LEAST, _MOST = 1e-5, 1e3
 _RANGE = (0.5, 0.97)  # zeros of a layer at least and at most, where more or fewer follow from its start
@@ -26,10 +25,10 @@ class Pull:
     start: float | None = None  # share of zeros before the first step
     short: float = 0.0  # zeros wanted but not there in the step before
 
-    def follow(self, zeros: float, wanted: float, steps: int) -> None:
-        """zeros: share in the step just done; wanted: share in the next; steps: of the run."""
+    def follow(self, zeros: float, wanted: float) -> None:
+        """zeros: share in the step just done; wanted: share in the next."""
         short = wanted - zeros
-        change = _GAIN * max(_SHORT / steps, 1.0) * short + _DAMPING * (short - self.short)
+        change = _GAIN * short + _DAMPING * (short - self.short)
         self.weight, self.short = min(max(self.weight * math.exp(change), _LEAST), _MOST), short
 
 

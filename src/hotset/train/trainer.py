@@ -144,7 +144,7 @@ class Trainer:
         starts = [zeros if pull.start is None else pull.start for pull, zeros in zip(self.pulls, found, strict=True)]
         for pull, zeros, start, goal in zip(self.pulls, found, starts, goals(starts, self.s.zeros), strict=True):
             pull.start = start
-            pull.follow(zeros, wanted_zeros(done, start, goal, free), self.s.steps)
+            pull.follow(zeros, wanted_zeros(done, start, goal, free))
 
     def _weights(self, step: int) -> list[float]:
         """Of the layers' pulls in step 0, 1, …"""
