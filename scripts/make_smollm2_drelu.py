@@ -103,11 +103,15 @@ def trained(out: Path) -> list[str]:
     return [kind for kind in KINDS if (out / kind / "sparsify.json").is_file()]
 
 
-def make_stores(out: Path, original: Path, calibration: Path) -> dict[str, Any]:
-    """OUT/NAME.store of the original and what was trained, in 8 bits; OUT/packed; what its sketch finds."""
+def make_stores(out: Path, original: Path) -> None:
+    """OUT/NAME.store of the original and what was trained, in 8 bits."""
     sources = {"original": original} | {kind: out / kind for kind in trained(out)}
     for name, source in sources.items():
         run("convert", source, out / f"{name}.store", "--quant", DENSE, "--force")
+
+
+def make_packed(out: Path, calibration: Path) -> dict[str, Any]:
+    """OUT/packed, of dReLU in 4 bits, and what its sketch finds."""
     if not (out / "drelu.store" / PROFILE_FILE).is_file():
         run("profile", out / "drelu.store", "--text", calibration, "--no-replay", "-n", "8192")
     run("pack", out / "drelu.store", out / "packed", "--format", NEURONS, "--force")
@@ -121,6 +125,7 @@ def measure(out: Path, known: argparse.Namespace) -> dict[str, Any]:
     """OUT/evaluate.json: perplexity and tasks of all variants."""
     stores = [f"{name}={out / name}.store" for name in ("original", *trained(out))]
     packed = [f"drelu 4-bit={out / 'packed'}", f"drelu 4-bit predicted={out / 'packed'}@predicted"]
+    packed = [] if known.dense_only else packed
     amounts = ["--windows", known.windows, "--limit", known.limit]
     texts = ["--text", known.wikitext, "--tasks", known.task_list, "--data", known.tasks]
     run("evaluate", *stores, *packed, *texts, *amounts, "--out", out / "evaluate.json")
@@ -183,6 +188,7 @@ def main() -> int:
     parser.add_argument("--limit", default="100", help="items of each task")
     parser.add_argument("--windows", default="40", help="of WikiText-2, 512 tokens each")
     parser.add_argument("--only", choices=("drelu", "swiglu", "relu", "measure"), help="one part of the work")
+    parser.add_argument("--dense-only", action="store_true", help="measure nothing packed")
     parser.add_argument("--result", type=Path, help="where the figures are written; the plot lies beside")
     known, more = parser.parse_known_args()
     original = make_original(known.original, known.out / "original")
@@ -191,22 +197,26 @@ def main() -> int:
             train(known.out, kind, original, known, more)
     if known.only not in (None, "measure"):
         return 0
-    sketch = make_stores(known.out, original, known.calibration)
+    make_stores(known.out, original)
+    packed = {}
+    if not known.dense_only:
+        packed["sketch"] = make_packed(known.out, known.calibration)
+        packed["statistics"] = statistics(known.out / "drelu.store")
     found = measure(known.out, known)
     if known.result is not None:
-        save(known.out, found, sketch, known.result)
+        save(known.out, found, packed, known.result)
     return 0
 
 
-def save(out: Path, found: dict[str, Any], sketch: dict[str, Any], path: Path) -> None:
+def save(out: Path, found: dict[str, Any], packed: dict[str, Any], path: Path) -> None:
     runs = {kind: bare(read_json(out / kind / "sparsify.json")) for kind in trained(out)}
     curves = {kind: curve(out / kind) for kind in runs}
     layers = [json.loads(line) for line in (out / "drelu" / "ffn.jsonl").read_text().splitlines()]
     series = [
         Series("perplexity", "", (each["perplexity"]["value"],), model=each["name"]) for each in found["variants"]
     ]
-    more = {"runs": runs, "curves": curves, "first_stage": layers, "statistics": statistics(out / "drelu.store")}
-    write(bare(record("SmolLM2-135M with dReLU", series, evaluated=found["variants"], sketch=sketch, **more)), path)
+    more = {"runs": runs, "curves": curves, "first_stage": layers} | packed
+    write(bare(record("SmolLM2-135M with dReLU", series, evaluated=found["variants"], **more)), path)
     plot(curves, layers, runs["drelu"]["as_measured"]["zeros_per_layer"], path.with_suffix(".svg"))
 
 

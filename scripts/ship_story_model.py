@@ -84,7 +84,7 @@ def bare(value: Any) -> Any:
         return {bare(key): bare(item) for key, item in value.items()}
     if isinstance(value, list):
         return [bare(item) for item in value]
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+    return " ".join(Path(word).name for word in value.split(" ")) if isinstance(value, str) and "/" in value else value
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
