@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the story model of the package from texts: tokenizer, a control with SwiGLU, and dReLU that learns from both.
+"""Makes the story model of the package from texts: tokenizer, training with dReLU and, as control, with SwiGLU.
 
     scripts/make_story_model.py OUT --stories tinystories.jsonl=0.8 storybook.jsonl=0.05 --books books.jsonl.zst
 
 Weights are shares of the tokens trained on; the books have the rest. OUT/config is the model's shape and tokenizer,
-OUT/swiglu and OUT/drelu are the two runs, on the same tokens; interrupted ones go on. The second has the first as its
-teacher. scripts/ship_story_model.py does what comes after.
+OUT/drelu and OUT/swiglu are the two runs; interrupted ones go on. scripts/ship_story_model.py does what comes after.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ SHAPE = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 5}
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64}
 # Muon and AdamW share a rate at which the matrices of the layers change by some 5 % of their size a step.
 METHOD = {"batch": 24, "sequence": 256, "lr": 4e-3, "final-lr": 0.05, "warmup": 50, "optimizer": "muon"}
-DISTILL = 0.7  # weight of the control's distribution for dReLU
 ZEROS = 0.857  # asked for; dReLU alone stays at three quarters
 SIMPLE_CHARS = 12_000_000  # of the books, the simplest ones
 SENTENCE_COST = 0.004  # of a word more in the mean sentence, as share of unknown words
@@ -111,9 +109,8 @@ def make_config(folder: Path, text: Iterator[str]) -> None:
 
 
 def train(out: Path, kind: str, data: list[str], tokens: str, more: list[str]) -> int:
-    sparse = {"activation": "drelu", "zeros": ZEROS, "distill": DISTILL, "teacher": out / "swiglu"}
-    own = sparse if kind == "drelu" else {"activation": "keep"}
-    flags = METHOD | own | {"output": out / kind, "tokens": tokens}
+    pull = {"activation": "drelu", "zeros": ZEROS} if kind == "drelu" else {"activation": "keep"}
+    flags = METHOD | pull | {"output": out / kind, "tokens": tokens}
     pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     return hotset(["sparsify", str(out / "config"), "--from-scratch", *data, *pairs, *more])
 
@@ -124,7 +121,7 @@ def main() -> int:
     parser.add_argument("--stories", nargs="+", required=True, metavar="FILE=SHARE", help="a story a document")
     parser.add_argument("--books", type=Path, nargs="*", default=[], help="of which the simplest pages are taken")
     parser.add_argument("--tokens", default="7.37M", help="of each of the two runs")
-    parser.add_argument("--only", choices=("swiglu", "drelu"), help="one of the two")
+    parser.add_argument("--only", choices=("drelu", "swiglu"), help="one of the two, to run them side by side")
     known, more = parser.parse_known_args()  # the rest goes to `hotset sparsify`, such as -t 1
     stories = [DataSource.parse(each) for each in known.stories]
     simple = known.out / "simple_books.jsonl"
@@ -134,7 +131,7 @@ def main() -> int:
         make_config(known.out / "config", chain(*learned))
     data = [part for each in known.stories for part in ("-d", each)]
     data += ["-d", str(simple)] if known.books else []
-    for kind in [known.only] if known.only else ["swiglu", "drelu"]:
+    for kind in [known.only] if known.only else ["drelu", "swiglu"]:
         if code := train(known.out, kind, data, known.tokens, more):
             return code
     return 0
