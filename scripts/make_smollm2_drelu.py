@@ -124,8 +124,9 @@ def make_packed(out: Path, calibration: Path) -> dict[str, Any]:
 def measure(out: Path, known: argparse.Namespace) -> dict[str, Any]:
     """OUT/evaluate.json: perplexity and tasks of all variants."""
     stores = [f"{name}={out / name}.store" for name in ("original", *trained(out))]
-    packed = [f"drelu 4-bit={out / 'packed'}", f"drelu 4-bit predicted={out / 'packed'}@predicted"]
-    packed = [] if known.dense_only else packed
+    packed = []
+    if not known.dense_only:
+        packed = [f"drelu 4-bit={out / 'packed'}", f"drelu 4-bit predicted={out / 'packed'}@predicted"]
     amounts = ["--windows", known.windows, "--limit", known.limit]
     texts = ["--text", known.wikitext, "--tasks", known.task_list, "--data", known.tasks]
     run("evaluate", *stores, *packed, *texts, *amounts, "--out", out / "evaluate.json")
