@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the story model of the package from texts: tokenizer, training with dReLU and, as control, with SwiGLU.
+"""Makes the story model of the package from texts: tokenizer, a teacher, and its pupils with dReLU and with SwiGLU.
 
-    scripts/make_story_model.py OUT --stories tinystories.jsonl=0.8 storybook.jsonl=0.05 --books books.jsonl.zst
+    scripts/make_story_model.py OUT --stories tinystories.jsonl=0.86 storybook.jsonl=0.03 --books books.jsonl.zst
 
-Weights are shares of the tokens trained on; the books have the rest. OUT/config is the model's shape and tokenizer,
-OUT/drelu and OUT/swiglu are the two runs; interrupted ones go on. scripts/ship_story_model.py does what comes after.
+Weights are shares of the tokens trained on; the books have the rest. OUT/config is the model's shape and tokenizer.
+OUT/teacher has SwiGLU and learns from the text alone; OUT/drelu and OUT/swiglu begin anew and learn from the same text
+and the teacher's distribution. Interrupted runs go on. scripts/ship_story_model.py does what comes after.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64}
 # Muon and AdamW share a rate at which the matrices of the layers change by some 5 % of their size a step.
 METHOD = {"batch": 24, "sequence": 256, "lr": 4e-3, "final-lr": 0.05, "warmup": 50, "optimizer": "muon"}
 ZEROS = 0.857  # asked for; dReLU alone stays at three quarters
+DISTILL = 0.7  # of the loss of the teacher's two pupils
+KINDS = ("teacher", "drelu", "swiglu")
 SIMPLE_CHARS = 12_000_000  # of the books, the simplest ones
 SENTENCE_COST = 0.004  # of a word more in the mean sentence, as share of unknown words
 BOOKS_IN_BPE = 2_000_000  # characters of them that the tokenizer learns from
@@ -110,7 +113,8 @@ def make_config(folder: Path, text: Iterator[str]) -> None:
 
 def train(out: Path, kind: str, data: list[str], tokens: str, more: list[str]) -> int:
     pull = {"activation": "drelu", "zeros": ZEROS} if kind == "drelu" else {"activation": "keep"}
-    flags = METHOD | pull | {"output": out / kind, "tokens": tokens}
+    taught = {} if kind == "teacher" else {"distill": DISTILL, "teacher": out / "teacher"}
+    flags = METHOD | pull | taught | {"output": out / kind, "tokens": tokens}
     pairs = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     return hotset(["sparsify", str(out / "config"), "--from-scratch", *data, *pairs, *more])
 
@@ -120,8 +124,8 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--stories", nargs="+", required=True, metavar="FILE=SHARE", help="a story a document")
     parser.add_argument("--books", type=Path, nargs="*", default=[], help="of which the simplest pages are taken")
-    parser.add_argument("--tokens", default="7.37M", help="of each of the two runs")
-    parser.add_argument("--only", choices=("drelu", "swiglu"), help="one of the two, to run them side by side")
+    parser.add_argument("--tokens", default="7.37M", help="of each of the three runs")
+    parser.add_argument("--only", choices=KINDS, help="one of them, to run the pupils side by side")
     known, more = parser.parse_known_args()  # the rest goes to `hotset sparsify`, such as -t 1
     stories = [DataSource.parse(each) for each in known.stories]
     simple = known.out / "simple_books.jsonl"
@@ -131,7 +135,7 @@ def main() -> int:
         make_config(known.out / "config", chain(*learned))
     data = [part for each in known.stories for part in ("-d", each)]
     data += ["-d", str(simple)] if known.books else []
-    for kind in [known.only] if known.only else ["drelu", "swiglu"]:
+    for kind in [known.only] if known.only else KINDS:
         if code := train(known.out, kind, data, known.tokens, more):
             return code
     return 0

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the store of the package from what scripts/make_story_model.py trained, and records what both models reach.
+"""Makes the store of the package from what scripts/make_story_model.py trained, and records what all its models reach.
 
     scripts/ship_story_model.py OUT --calibration stories.jsonl --held-out other_stories.jsonl [--result FILE]
 
-OUT/store and OUT/control are the converted models, OUT/packed is what src/hotset/data/stories holds.
+OUT/store, OUT/control and OUT/first are the converted models, OUT/packed is what src/hotset/data/stories-13m holds.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from hotset.tools.result import Series, record, write
 DENSE = "q8_0"  # of everything but the neurons, a third of the weights
 NEURONS = "q4_0"
 STORIES = 120  # held out, whose perplexity is taken
+RUNS = {"drelu": "store", "swiglu": "control", "teacher": "first"}  # and the converted models
+LABELS = {"drelu": "dReLU", "swiglu": "SwiGLU", "teacher": "teacher (SwiGLU)"}
 
 
 def run(*arguments: Any) -> None:
@@ -33,8 +35,8 @@ def run(*arguments: Any) -> None:
 
 
 def make_stores(out: Path, calibration: Path) -> None:
-    """OUT/packed with profile and predictors, and OUT/control."""
-    for kind, name in (("drelu", "store"), ("swiglu", "control")):
+    """OUT/packed with profile and predictors, and the dense models."""
+    for kind, name in RUNS.items():
         run("convert", out / kind, out / name, "--quant", DENSE, "--force")
     run("profile", out / "store", "--text", calibration, "--no-replay")
     run("pack", out / "store", out / "packed", "--format", NEURONS, "--force")
@@ -69,6 +71,7 @@ def third_in_memory(out: Path, predictor: str) -> Path:
 def measure(out: Path, held_out: Path) -> dict[str, Any]:
     stories, packed = list(islice(documents(held_out), STORIES)), out / "packed"
     return {
+        f"SwiGLU teacher, {DENSE}": perplexity(out / "first", stories),
         f"SwiGLU control, {DENSE}": perplexity(out / "control", stories),
         f"dReLU, {DENSE}": perplexity(out / "store", stories),
         f"dReLU, neurons {NEURONS}, exact": perplexity(packed, stories, plan=third_in_memory(out, "gate")),
@@ -103,7 +106,7 @@ def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for kind, entries in curves.items():
         trained = [entry for entry in entries if entry["kind"] == "train"]
         tokens = [entry["tokens"] / 1e6 for entry in trained]
-        left.plot(tokens, [entry["loss"] for entry in trained], label={"drelu": "dReLU", "swiglu": "SwiGLU"}[kind])
+        left.plot(tokens, [entry["loss"] for entry in trained], label=LABELS[kind])
         if kind == "drelu":
             for layer, zeros in enumerate(zip(*(entry["zeros"] for entry in trained), strict=True)):
                 right.plot(tokens, zeros, label=f"layer {layer}")
@@ -126,7 +129,7 @@ def main() -> int:
     reached = measure(known.out, known.held_out)
     print(json.dumps(reached, indent=1))
     if known.result is not None:
-        runs = {kind: bare(read_json(known.out / kind / "sparsify.json")) for kind in ("drelu", "swiglu")}
+        runs = {kind: bare(read_json(known.out / kind / "sparsify.json")) for kind in RUNS}
         curves = {kind: curve(known.out / kind) for kind in runs}
         series = [Series("perplexity", "", (value,), model=name) for name, value in reached.items()]
         write(record("story model", series, stories=STORIES, runs=runs, curves=curves), known.result)

@@ -70,6 +70,10 @@ def test_the_story_model_and_its_control_have_the_same_tokens_and_loss(tmp_path:
 
     shutil.copytree(MODEL, tmp_path / "config")
     data = ["-d", str(corpus(tmp_path))]
-    for kind in ("drelu", "swiglu"):
+    for kind in script.KINDS:
         assert script.train(tmp_path, kind, data, "12288", ["--batch", "4", "-t", "1"]) == 0
     assert_equal([tmp_path / "drelu", tmp_path / "swiglu"])
+    pupil, of_pupil = record(tmp_path / "drelu")
+    teacher, of_teacher = record(tmp_path / "teacher")
+    assert pupil["distill"] == script.DISTILL and Path(pupil["teacher"]).name == "teacher"
+    assert teacher["distill"] == 0 and of_teacher["epochs"] == of_pupil["epochs"]
