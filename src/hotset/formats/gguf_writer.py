@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,8 +46,12 @@ class GgufWriter:
         try:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._partial.open("wb")
+        except OSError as error:
+            raise storage_error(self._partial, "cannot be written", error) from None
+        try:
             self._file.write(self._header)
         except OSError as error:
+            self.__exit__(type(error), error, None)
             raise storage_error(self._partial, "cannot be written", error) from None
         return self
 
@@ -64,11 +69,16 @@ class GgufWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None and not self._left:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        try:
+            self._file.close()  # writes what is buffered, also what could not be written before
+            if kind is None and not self._left:
+                self._partial.replace(self._path)
+        except OSError as failed:
+            if kind is None:
+                raise storage_error(self._partial, "cannot be written", failed) from None
+        finally:
+            with suppress(OSError):  # the error that ended it is the one to tell
+                self._partial.unlink(missing_ok=True)  # not there if it has its name
 
 
 def header(metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:

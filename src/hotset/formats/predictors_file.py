@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.errors import StorageError
 from hotset.formats.checksums import SUMS, reserved, seal
-from hotset.formats.files import read_at
+from hotset.formats.files import read_at, storage_error
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import (
     DRAFTED,
@@ -43,7 +45,7 @@ def write_predictors(
 
     maps: of each layer down [rank, hidden] and up [ffn, rank], rows in the model's own order of neurons.
     measured, drafts, facts (relu, ahead, active, energy, perplexity_change, fetch): as in Predictors.
-    Raises: FormatError (a weight that is no number), OSError.
+    Raises: FormatError (a weight that is no number), StorageError.
     """
     tensors = [
         StoreTensor(map_name(i, part), fmt, matrix.shape[0], matrix.shape[1], neurons=False)
@@ -65,7 +67,7 @@ def write_predictors(
 def write_drafts(folder: Path, drafts: Sequence[tuple[float, float]]) -> Path:
     """Puts what is known of drafts into the predictors of a packed store, whole or not at all; the rest stays as it is.
 
-    drafts: as in Predictors. Raises: FormatError, StorageError, OSError.
+    drafts: as in Predictors. Raises: FormatError, StorageError.
     """
     path, vectors = folder / PREDICTORS_FILE, _as_vectors(drafts)
     left_out = {vector_name(name) for name in (*DRAFTED, OLD)}
@@ -87,19 +89,29 @@ def _described(vectors: Mapping[str, NDArray[np.float32]]) -> list[StoreTensor]:
 def _write(folder: Path, tensors: Sequence[StoreTensor], about: str, data: Iterable[NDArray[np.uint8]]) -> Path:
     """data: of the tensors, in their order."""
     path, partial = folder / PREDICTORS_FILE, folder / f".{PREDICTORS_FILE}.partial"
-    partial.unlink(missing_ok=True)
+    try:
+        partial.unlink(missing_ok=True)
+        _write_partial(partial, tensors, about, data)
+        return partial.replace(path)
+    except StorageError:  # says already which file, perhaps one that was read
+        raise
+    except OSError as error:
+        raise storage_error(path, "cannot be written", error) from None
+    finally:
+        with suppress(OSError):  # the error that ended it is the one to tell
+            partial.unlink(missing_ok=True)
+
+
+def _write_partial(path: Path, tensors: Sequence[StoreTensor], about: str, data: Iterable[NDArray[np.uint8]]) -> None:
     names = ["predictor", "hotset", *(tensor.name for tensor in tensors)]
-    file = WeightFile(partial, tensors, {"predictor": about, SUMS: reserved(names)})
+    file = WeightFile(path, tensors, {"predictor": about, SUMS: reserved(names)})
     try:
         for part in data:
             _append(file, part)
         file.close()
-        seal(partial)
-    except BaseException:
+    finally:
         file.abandon()
-        partial.unlink(missing_ok=True)
-        raise
-    return partial.replace(path)
+    seal(path)
 
 
 def _bytes(values: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -63,7 +63,11 @@ class WeightFile:
         self._position = 0  # everything before it is final
         self._sums = BlockSums()
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
-        self.write(memoryview(header))
+        try:
+            self.write(memoryview(header))
+        except BaseException:
+            self.abandon()
+            raise
 
     @property
     def bytes_left(self) -> int:

@@ -29,9 +29,14 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Raises StorageError, unless there is an error already: closing tries again to write what could not be."""
+        assert self._file is not None
+        try:
             self._file.close()
+        except OSError as error:
+            if kind is None:
+                raise storage_error(self.path, "cannot be written", error) from None
 
     def get(self, index: int) -> Json | None:
         return self._found.get(index)

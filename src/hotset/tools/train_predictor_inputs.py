@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +34,7 @@ def capture(
     Memory holds those of one step at a time. Raises StorageError (no space for the file).
     """
     total = sum(len(window) - 1 for window in parts)
-    try:
-        kept = np.lib.format.open_memmap(path, "w+", np.float32, (len(config.layers), total, config.hidden))
-    except OSError as error:
-        raise storage_error(path, "cannot be written", error) from None
+    kept = _mapped(path, (len(config.layers), total, config.hidden))
     core.record(activations=False, inputs=True)
     done = 0
     for window in parts:
@@ -48,6 +49,29 @@ def capture(
         progress(done, total, "tokens")
     core.record(activations=False)
     return kept
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> Floats:
+    """A new file of zeros, in memory by need. Raises StorageError, and then there is no file."""
+    try:
+        kept: Floats = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        _reserve(path)
+    except OSError as error:
+        with suppress(OSError):  # the first error is the one to tell
+            path.unlink(missing_ok=True)
+        size = 4 * math.prod(shape)
+        raise storage_error(path, f"cannot be written ({size} bytes; fewer tokens take less)", error) from None
+    return kept
+
+
+def _reserve(path: Path) -> None:
+    """Takes a file's room on the drive. Without, a full drive would end the process (SIGBUS) as the mapping is used."""
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # this file system cannot
+                raise
 
 
 def run(core: _core.Engine, seq: int, tokens: Window, length: int, want: int = 0, draft: bool = False) -> None:
