@@ -27,6 +27,7 @@ from hotset.tools.train_predictor_inputs import Floats, run
 
 STEP = 512  # tokens of a prompt's step
 _FEW = 8  # most tokens of a step that looks up single neurons, SparseFfn::kMostSparseRows
+_LEAST = 8  # tokens taken of a window, if there are many
 _START = 0.001  # share of lost energy
 _RUNS = 6
 _CLOSE = 0.7  # of the allowed loss: near enough to stop
@@ -87,13 +88,15 @@ class Bench:
         return self._core(_core.SparseOptions([kept] * self.info.layers, 0), kv_tokens)
 
     def passages(self, core: _core.Engine, windows: Sequence[Window], tokens: int) -> list[Passage]:
-        """Second halves of windows, `tokens` in all, with the logits that every neuron gives.
+        """Second halves of windows, about `tokens` in all, with the logits that every neuron gives.
 
+        Of many windows some, spread over all: the last token of each has no next one, by which text is scored.
         Steps of few tokens, as the engine then does for each what it does for one alone, to the last bit.
         """
-        each = max(1, tokens // len(windows))
+        count = min(len(windows), max(1, tokens // _LEAST))
+        each = max(2, tokens // count)
         found = []
-        for window in windows:
+        for window in (windows[i * len(windows) // count] for i in range(count)):
             prompt = len(window) // 2
             part = window[: prompt + each]
             seq = core.sequence_new()

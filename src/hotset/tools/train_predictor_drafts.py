@@ -17,7 +17,7 @@ from hotset.engine.backend import PAGE
 from hotset.formats.predictors import Predictors
 from hotset.formats.progress import Progress
 from hotset.tools.profile_text import Window
-from hotset.tools.train_predictor_calibrate import Bench
+from hotset.tools.train_predictor_calibrate import STEP, Bench
 from hotset.tools.train_predictor_inputs import run
 from hotset.tools.train_predictor_written import go_on, likeliest, without
 
@@ -58,8 +58,12 @@ def write_answers(bench: Bench, held_out: Sequence[Window], tokens: int, never: 
     count = min(max(1, tokens * _EVERY // (_ROUND * _ANSWER)), len(pieces))
     chosen = [pieces[i * len(pieces) // count] for i in range(count)]
     length = min(_ANSWER, context - prompt)
-    core = bench.exact(count * -(-(prompt + length) // PAGE) * PAGE)
-    return Answers(go_on(core, chosen, length, never), prompt, never)
+    together = min(count, STEP // prompt)  # their beginnings are one step
+    core = bench.exact(together * -(-(prompt + length) // PAGE) * PAGE)
+    texts = [
+        text for at in range(0, count, together) for text in go_on(core, chosen[at : at + together], length, never)
+    ]
+    return Answers(texts, prompt, never)
 
 
 def measure_drafts(
