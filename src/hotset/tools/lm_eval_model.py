@@ -14,22 +14,33 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hotset.engine.likelihood import Continuation, likelihoods
-from hotset.errors import UsageError
+from hotset.errors import InputError, UsageError
 from hotset.llm import LLM
 from hotset.tools.evaluate import prefix_token
+
+_OF_THE_HARNESS = ("batch_size", "max_batch_size", "device")  # it gives them to every model
 
 
 @register_model("hotset")  # type: ignore[untyped-decorator, unused-ignore]
 class HotsetLM(TemplateLM):  # type: ignore[misc, unused-ignore]
-    """path: whatever `hotset.LLM` takes; options: its keyword arguments."""
+    """path: whatever `hotset.LLM` takes; options: its keyword arguments.
+
+    Raises: UsageError, TypeError (an option that LLM does not have), and what LLM raises.
+    """
 
     def __init__(self, path: str | None = None, llm: LLM | None = None, **options: Any) -> None:
         super().__init__()
-        if (path is None) == (llm is None):
-            raise UsageError("want either path=STORE or llm=LLM(…)")
-        known = ("memory", "threads", "context", "kv_tokens", "kv", "isa", "load", "predict", "plan")
-        chosen = {name: value for name, value in options.items() if name in known}
+        chosen = {name: value for name, value in options.items() if name not in _OF_THE_HARNESS}
+        if (path is None) == (llm is None) or (llm is not None and chosen):
+            raise UsageError("want either path=STORE, with options such as predict=auto, or llm=LLM(…) alone")
+        if isinstance(chosen.get("ignore_keys"), str):  # one key, where the harness takes everything from one text
+            chosen["ignore_keys"] = (chosen["ignore_keys"],)
         self.llm = llm if llm is not None else LLM(str(path), **chosen)
+
+    @property
+    def _single(self) -> bool:
+        """Whether scored tokens are computed one by one: in steps of many, predictors would leave nothing out."""
+        return self.llm.plan is not None and not self.llm.plan.exact
 
     @property
     def eot_token_id(self) -> int:
@@ -47,7 +58,8 @@ class HotsetLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         contexts = [tuple(context) for _pair, context, _ in requests]
         starts = [i for i in range(len(pairs)) if i == 0 or contexts[i] != contexts[i - 1]]
         groups = [pairs[a:b] for a, b in zip(starts, [*starts[1:], len(pairs)], strict=True)]
-        return [(one.value, one.greedy) for some in likelihoods(self.llm.engine, groups) for one in some]
+        found = likelihoods(self.llm.engine, groups, single=self._single)
+        return [(one.value, one.greedy) for some in found for one in some]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Whole texts in windows of the context, which the harness cuts."""
@@ -56,7 +68,8 @@ class HotsetLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
             windows = get_rolling_token_windows(tokens, self.eot_token_id, self.llm.context, context_len=1)
             groups = [[self._continuation(*make_disjoint_window(window))] for window in windows]
-            found.append(sum(one.value for some in likelihoods(self.llm.engine, groups) for one in some))
+            scored = likelihoods(self.llm.engine, groups, single=self._single)
+            found.append(sum(one.value for some in scored for one in some))
         return found
 
     def _continuation(self, context: list[int], continuation: list[int]) -> Continuation:
@@ -64,12 +77,22 @@ class HotsetLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         whole = [*context, *continuation][-self.llm.context - 1 :]
         return Continuation(whole, max(len(whole) - len(continuation), 1))
 
+    def _room(self, most: int) -> int:
+        """Tokens of a prompt that leave room for so many more. Raises InputError."""
+        if (room := self.llm.context - most) < 1:
+            raise InputError(
+                f"the task writes {most} tokens (max_gen_toks); the context holds {self.llm.context}: give a larger "
+                "context, if the model has one, or a smaller max_gen_toks"
+            )
+        return room
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Raises InputError where the context is too short for what is to be written."""
         found: list[str] = []
         for request in requests:
             text, wishes = request.args
             until, most = wishes.get("until", ()), int(wishes.get("max_gen_toks", 256))
-            prompt = self.tok_encode(text)[-(self.llm.context - most) :]
+            prompt = self.tok_encode(text)[-self._room(most) :]
             answer = self.llm.generate(
                 prompt,
                 max_tokens=most,
