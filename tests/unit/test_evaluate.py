@@ -12,9 +12,10 @@ import pytest
 from hotset import LLM
 from hotset.errors import FormatError, HotsetError, StorageError, UsageError
 from hotset.tools.convert import convert
-from hotset.tools.evaluate import EvaluateOptions, Variant, encode_pair, evaluate, parse_variant
+from hotset.tools.evaluate import EvaluateOptions, encode_pair, evaluate
 from hotset.tools.evaluate_report import as_json, markdown
 from hotset.tools.evaluate_tasks import TASKS, Item, choice_scores, chosen_tasks, generated_scores, read_items
+from hotset.tools.evaluate_variants import Variant, parse_variant
 from hotset.tools.resolve import packaged
 from hotset.tools.threshold import ThresholdOptions, threshold
 
@@ -168,6 +169,20 @@ def test_predicted_is_not_exact_where_all_neurons_fit_into_memory(tmp_path: Path
     assert exact.zeros < predicted.zeros < exact.zeros + 0.05
     assert predicted.surprise != exact.surprise
     assert np.mean(predicted.surprise) == pytest.approx(np.mean(exact.surprise), rel=0.02)
+
+
+def test_windows_of_another_tokenizer_are_not_compared(store: Path, tmp_path: Path) -> None:
+    """There are more of them or fewer, or they are of other text."""
+    (tmp_path / "story.txt").write_text("Once upon a time there was a cat. She saw a big dog and ran home. " * 12)
+    variants = [Variant("a", str(store)), Variant("b", str(packaged("stories-13m"))), Variant("c", str(store))]
+    for most in (None, 2):
+        results = evaluate(variants, EvaluateOptions(text=tmp_path / "story.txt", window=64, windows=most))
+        assert (len(results[0].surprise) == len(results[1].surprise)) == (most == 2)
+        report = json.loads(json.dumps(as_json(results), allow_nan=False))
+        one, other, same = (v["perplexity"] for v in report["variants"])
+        assert (other["change"], other["change_error"]) == (None, None) and other["value"] > 1 and other["error"] > 0
+        assert (one["change"], same["change"], same["change_error"]) == (0, 0, 0)
+        assert "| its change |  | other tokens | +0.0% ± 0.0% |" in markdown(report)
 
 
 def test_generation_is_scored(store: Path, data: Path) -> None:

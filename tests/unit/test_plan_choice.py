@@ -24,7 +24,7 @@ from hotset.planner.loss import calibrated, growth
 from hotset.planner.plan import Host, place
 from hotset.planner.plan_file import write_plan
 from hotset.planner.rates import Rates
-from hotset.tools.evaluate import Variant, _opened
+from hotset.tools.evaluate_variants import Variant, opened
 from hotset.tools.plan import Wishes, make_plan
 from hotset.tools.plan_choice import Choices
 from hotset.tools.plan_loss import Losses
@@ -173,7 +173,7 @@ def test_evaluations_see_what_predictors_lose(story: Store, monkeypatch: pytest.
     small = Memory(100 * MIB, 1200 * MIB // 10)
     monkeypatch.setattr("hotset.tools.plan.Host", Namespace(measure=lambda: small))
     assert make_plan(story, resolve(story.config), Wishes(predict="auto")).drafts
-    with _opened(Variant("predicted", str(story.path), predicted=True), story.path, None) as llm:
+    with opened(Variant("predicted", str(story.path), predicted=True), story.path, None) as llm:
         assert llm.mode.startswith("predicted")
 
 

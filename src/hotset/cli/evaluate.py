@@ -47,13 +47,14 @@ def evaluate(
     from hotset.tools import evaluate_report as reports
     from hotset.tools import profile_plot, result
     from hotset.tools.evaluate_tasks import chosen_tasks
+    from hotset.tools.evaluate_variants import parse_variant
 
     if plot is not None:
         profile_plot.check(plot)
     chosen = chosen_tasks([name for name in (tasks or "").split(",") if name])
     options = tool.EvaluateOptions(chosen, data, text, windows, window, limit, fewshot, threads, fresh)
     with progress_bar(not json) as progress:
-        found = reports.as_json(tool.evaluate([tool.parse_variant(m) for m in models], options, progress))
+        found = reports.as_json(tool.evaluate([parse_variant(m) for m in models], options, progress))
     if plot is not None:
         reports.plot(found, plot)
     if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -57,6 +58,15 @@ def _read_fully(fd: int, offset: int, count: int) -> bytes:
         offset += len(part)
         count -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def sha256(path: Path) -> str:
+    """Of a file of any size, which is read in pieces. Raises StorageError."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise storage_error(path, "cannot be read", error) from None
 
 
 def storage_error(path: Path | str, what: str, error: OSError) -> StorageError:

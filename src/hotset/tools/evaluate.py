@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hotset import _core
 from hotset.engine.likelihood import Continuation, likelihoods
-from hotset.errors import InputError, StorageError, UsageError
-from hotset.formats.files import Json, read_whole, storage_error
-from hotset.formats.predictors import PREDICTORS_FILE
+from hotset.errors import InputError, UsageError
+from hotset.formats.files import Json, sha256, storage_error
 from hotset.formats.progress import Progress, silent
-from hotset.formats.sketch import SKETCH_FILE
-from hotset.formats.store import CONFIG, MANIFEST, Store
-from hotset.planner.plan_file import Plan, write_plan
 from hotset.tokenizer import Tokenizer
 from hotset.tools.evaluate_journal import Journal
 from hotset.tools.evaluate_tasks import Item, Task, choice_scores, find_data, generated_scores, read_items
+from hotset.tools.evaluate_variants import Variant, basis, check_variants, opened
 from hotset.tools.resolve import cache_dir, resolve_model
 from hotset.tools.threshold_bench import count_active
 
 if TYPE_CHECKING:
     from hotset.llm import LLM
 
-_QUANTS = ("q4_0", "q4_1", "q8_0", "f16", "bf16", "f32")
 _BATCH = 8  # texts generated at once
-_GUESSES = {"low-rank": PREDICTORS_FILE, "sketch": SKETCH_FILE}  # predictors that may miss neurons
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A model and how it is run; the first of several is what the others are compared with."""
-
-    name: str
-    model: str
-    quant: str = "auto"  # weights that it is converted to
-    predicted: bool = False  # of a packed store: predictors choose the neurons, one token at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +61,10 @@ class VariantResult:
     path: str
     formats: Json = field(default_factory=dict)  # of weights, by kind
     surprise: list[float] = field(default_factory=list)  # mean -log p of each window
+    windows: str = ""  # SHA-256 of the windows' tokens: surprises at other tokens are not comparable
     window_tokens: int = 0  # scored in each window
     zeros: float | None = None  # share of FFN products at 0 in the scored tokens
     scores: dict[str, list[dict[str, float]]] = field(default_factory=dict)  # by task and item
-
-
-def parse_variant(text: str) -> Variant:
-    """'[NAME=]MODEL[@predicted|@q4_0|…]'. Raises UsageError."""
-    name, equals, model = text.rpartition("=")
-    model, at, mode = model.rpartition("@") if "@" in model else (model, "", "")
-    if at and mode != "predicted" and mode not in _QUANTS:
-        raise UsageError(f"{text!r:.80}: after @ comes predicted or one of {', '.join(_QUANTS)}")
-    if not model:
-        raise UsageError(f"{text!r:.80}: want [NAME=]MODEL, such as 'sparse=./smollm2-sparse'")
-    shown = name if equals else Path(model).name + (f" {mode}" if mode else "")
-    return Variant(shown, model, "auto" if mode in ("", "predicted") else mode, mode == "predicted")
 
 
 def evaluate(variants: Sequence[Variant], options: EvaluateOptions, progress: Progress = silent) -> list[VariantResult]:
@@ -103,8 +74,7 @@ def evaluate(variants: Sequence[Variant], options: EvaluateOptions, progress: Pr
     Raises: UsageError, StorageError (no data), FormatError, and what loading raises.
     """
     options.check()
-    if len({v.name for v in variants}) != len(variants):
-        raise UsageError("two variants have the same name; name them, such as 'exact=PATH' 'predicted=PATH@predicted'")
+    check_variants(variants)
     items = {}
     for task in options.tasks:
         assert options.data is not None
@@ -118,11 +88,13 @@ class _Evaluation:
 
     def __init__(self, variant: Variant, options: EvaluateOptions, progress: Progress) -> None:
         self.variant, self.options, self.progress = variant, options, progress
+        self._basis: list[object] = []
 
     def run(self, tasks: Sequence[tuple[Task, Path, list[Item]]]) -> VariantResult:
         variant = self.variant
         store = resolve_model(variant.model, quant=variant.quant, progress=self.progress)
-        with _opened(variant, store, self.options.threads) as llm:
+        with opened(variant, store, self.options.threads) as llm:
+            self._basis = basis(llm, variant.predicted)
             result = VariantResult(variant, str(store), llm.store.info.get("quant", {}))
             if self.options.text is not None:
                 self._perplexity(llm, self.options.text, result)
@@ -130,10 +102,8 @@ class _Evaluation:
                 result.scores[task.name] = self._task(llm, task, path, items)
         return result
 
-    def _journal(self, llm: LLM, *key: object) -> Journal:
-        guess = llm.plan.predictor if self.variant.predicted and llm.plan else None
-        made = [_digest(llm.store), guess, _core.__version__, llm.isa, *key]
-        return Journal(cache_dir() / "evaluations", made, fresh=self.options.fresh)
+    def _journal(self, *key: object) -> Journal:
+        return Journal(cache_dir() / "evaluations", [*self._basis, *key], fresh=self.options.fresh)
 
     def _perplexity(self, llm: LLM, path: Path, result: VariantResult) -> None:
         size = self.options.window
@@ -141,11 +111,12 @@ class _Evaluation:
             raise UsageError(f"window is {size} tokens; wanted at most {llm.context}, the context")
         texts = _text_windows(llm.tokenizer, path, size)[: self.options.windows]
         found = []
-        with self._journal(llm, "perplexity", size, _sha256(path)) as journal:
+        with self._journal("perplexity", size, sha256(path)) as journal:
             for index, tokens in enumerate(texts):
                 found.append(journal.get(index) or journal.put(index, self._window(llm, tokens)))
                 self.progress(index + 1, len(texts), f"{self.variant.name}: windows")
         result.surprise = [f["surprise"] for f in found]
+        result.windows = hashlib.sha256(np.array(texts, np.int32).tobytes()).hexdigest()
         result.window_tokens = size - size // 2 - 1
         result.zeros = float(np.mean([f["zeros"] for f in found]))
 
@@ -166,7 +137,7 @@ class _Evaluation:
 
     def _task(self, llm: LLM, task: Task, path: Path, items: list[Item]) -> list[dict[str, float]]:
         shots = task.fewshot if self.options.fewshot is None else self.options.fewshot
-        with self._journal(llm, task.name, shots, _sha256(path)) as journal:
+        with self._journal(task.name, shots, sha256(path)) as journal:
             missing = [i for i in range(len(items)) if journal.get(i) is None]
             scores = self._generated if task.most_tokens else self._chosen
             for done, (index, found) in enumerate(scores(llm, task, items, missing), len(items) - len(missing) + 1):
@@ -235,49 +206,3 @@ def _text_windows(tokenizer: Tokenizer, path: Path, size: int) -> list[list[int]
     if tokenizer.adds_bos and tokenizer.bos_id is not None:
         found = [[tokenizer.bos_id, *window[1:]] for window in found]
     return found
-
-
-@contextmanager
-def _opened(variant: Variant, store: Path, threads: int | None) -> Iterator[LLM]:
-    """The model as the variant runs it. Raises UsageError if nothing would be predicted."""
-    from hotset.llm import LLM
-
-    with LLM(
-        store, predict="auto" if variant.predicted else "exact", threads=threads, draft=not variant.predicted
-    ) as llm:
-        if not variant.predicted or (llm.plan is not None and llm.plan.predictor in _GUESSES):
-            yield llm
-            return
-        plan = _with_guesses(variant, llm, threads)
-    with TemporaryDirectory() as folder:
-        write_plan(plan, Path(folder) / "plan.json")
-        with LLM(store, predict="auto", plan=Path(folder) / "plan.json", threads=threads) as llm:
-            yield llm
-
-
-def _with_guesses(variant: Variant, llm: LLM, threads: int | None) -> Plan:
-    """Where all neurons fit into memory a plan guesses none, and there would be no loss to see.
-
-    Half of the neurons in memory and none of them always computed, as train-predictor measures.
-    """
-    from hotset.tools.plan import Wishes, make_plan
-
-    found = [name for name, file in _GUESSES.items() if (llm.store.path / file).exists()]
-    if llm.plan is None or not found:
-        raise UsageError(f"{variant.name}: {llm.store.path} has nothing that predicts; `hotset train-predictor` first")
-    half = len(llm.config.layers) * llm.config.ffn // 2
-    settings = {"predictor": found[0], "hot": 0, "cold_slots": half}
-    return make_plan(llm.store, llm.descriptor, Wishes(predict="auto", threads=threads), settings)
-
-
-def _digest(store: Store) -> str:
-    """Of what the store computes: its manifest has checksums of all weights, its config the thresholds."""
-    names = [MANIFEST, CONFIG, *(name for name in (PREDICTORS_FILE, SKETCH_FILE) if (store.path / name).exists())]
-    return hashlib.sha256(b"".join(hashlib.sha256(read_whole(store.path / n)).digest() for n in names)).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from None

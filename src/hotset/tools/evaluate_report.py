@@ -21,13 +21,14 @@ from hotset.tools.profile_plot import check
 class Value:
     """A mean over items with its standard error, and the difference to the first variant's with its own.
 
-    The error of a difference is that of the items' differences: variants answer the same questions.
+    The error of a difference is that of the items' differences: variants answer the same questions. None where they
+    did not: windows of text are other ones for another tokenizer.
     """
 
     value: float
     error: float
-    change: float
-    change_error: float
+    change: float | None
+    change_error: float | None
     items: int
 
 
@@ -43,16 +44,8 @@ def _one(result: VariantResult, first: VariantResult) -> Json:
         "formats": result.formats,
     }
     if result.surprise:
-        surprise = _value(result.surprise, first.surprise)
         out["zeros"] = result.zeros
-        out["perplexity"] = {
-            "value": math.exp(surprise.value),
-            "error": math.exp(surprise.value) * surprise.error,
-            "change": math.expm1(surprise.change),
-            "change_error": math.exp(surprise.change) * surprise.change_error,
-            "windows": surprise.items,
-            "tokens": surprise.items * result.window_tokens,
-        }
+        out["perplexity"] = _perplexity(result, first)
     tasks = {task: task_values(scores, first.scores[task], task) for task, scores in result.scores.items()}
     out["tasks"] = {t: {m: _fields(v) for m, v in values.items()} for t, values in tasks.items()}
     if tasks:
@@ -60,16 +53,31 @@ def _one(result: VariantResult, first: VariantResult) -> Json:
     return out
 
 
+def _perplexity(result: VariantResult, first: VariantResult) -> Json:
+    surprise = _value(result.surprise, first.surprise if result.windows == first.windows else None)
+    change, error = surprise.change, surprise.change_error
+    return {
+        "value": math.exp(surprise.value),
+        "error": math.exp(surprise.value) * surprise.error,
+        "change": None if change is None else math.expm1(change),
+        "change_error": None if change is None or error is None else math.exp(change) * error,
+        "windows": surprise.items,
+        "tokens": surprise.items * result.window_tokens,
+    }
+
+
 def task_values(scores: Sequence[dict[str, float]], first: Sequence[dict[str, float]], task: str) -> dict[str, Value]:
     """By metric."""
     return {m: _value([s[m] for s in scores], [s[m] for s in first]) for m in TASKS[task].metrics}
 
 
-def _value(values: Sequence[float], first: Sequence[float]) -> Value:
+def _value(values: Sequence[float], first: Sequence[float] | None) -> Value:
+    """first: of the same items; None: the first variant had others."""
+    mean, error = float(np.mean(values)), _error(values)
+    if first is None:
+        return Value(mean, error, None, None, len(values))
     difference = np.array(values) - np.array(first)
-    return Value(
-        float(np.mean(values)), _error(values), float(difference.mean()), _error(difference.tolist()), len(values)
-    )
+    return Value(mean, error, float(difference.mean()), _error(difference.tolist()), len(values))
 
 
 def _error(values: Sequence[float]) -> float:
@@ -89,7 +97,7 @@ def table(found: Json) -> tuple[list[str], list[list[str]]]:
         ppl = [v["perplexity"] for v in variants]
         rows.append(["zeros", *(f"{v['zeros']:.1%}" for v in variants)])
         rows.append(["perplexity", *(f"{p['value']:.2f} ± {p['error']:.2f}" for p in ppl)])
-        rows.append(["its change", "", *(f"{p['change']:+.1%} ± {p['change_error']:.1%}" for p in ppl[1:])])
+        rows.append(["its change", "", *map(_change, ppl[1:])])
     for task in variants[0]["tasks"]:
         metric = TASKS[task].metrics[0]
         values = [v["tasks"][task][metric] for v in variants]
@@ -97,6 +105,11 @@ def table(found: Json) -> tuple[list[str], list[list[str]]]:
     if "mean" in variants[0]:
         rows.append(["mean", *(f"{100 * v['mean']:.1f}" for v in variants)])
     return ["", *(v["name"] for v in variants)], rows
+
+
+def _change(perplexity: Json) -> str:
+    change, error = perplexity["change"], perplexity["change_error"]
+    return "other tokens" if change is None else f"{change:+.1%} ± {error:.1%}"
 
 
 def markdown(found: Json) -> str:

@@ -41,6 +41,14 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None and ".." not in text
 
 
+def finished_store(name: str | Path) -> Path | None:
+    """The store that a name stands for if it is one already, here or in the package; None if one is to be made."""
+    path = Path(name).expanduser()
+    if is_store(path):
+        return path
+    return packaged(str(name).lower()) if str(name).lower() in PACKAGED and not path.exists() else None
+
+
 def resolve_model(
     name: str | Path,
     *,
@@ -59,14 +67,11 @@ def resolve_model(
         online: False: only what is on this machine.
     Raises: UsageError (no such model, closest names given), and what convert and pull raise.
     """
-    path = Path(name).expanduser()
-    if is_store(path):
-        return path
+    if (found := finished_store(name)) is not None:
+        return found
+    path, text = Path(name).expanduser(), str(name)
     if path.exists():
         return _converted(path, quant, ignore_keys, progress)
-    text = str(name)
-    if text.lower() in PACKAGED:
-        return packaged(text.lower())
     if text.lower() in ALIASES or is_hub_id(text):
         from hotset.tools.pull import pull
 
