@@ -191,6 +191,47 @@ def test_accumulated_passes_give_the_loss_of_one(text: Path, tmp_path: Path) -> 
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
+def test_zeros_and_their_pull_do_not_depend_on_the_passes(text: Path, tmp_path: Path) -> None:
+    for name, size in (("one", 4), ("parts", 1), ("uneven", 3)):
+        assert main(command(tmp_path / name, text, steps=6, micro_batch=size, zeros=0.9)) == 0
+    whole = trained_steps(tmp_path / "one")
+    for name in ("parts", "uneven"):
+        for found, wanted in zip(trained_steps(tmp_path / name), whole, strict=True):
+            assert found["zeros"] == pytest.approx(wanted["zeros"], abs=1e-3)
+            assert found["pull"] == pytest.approx(wanted["pull"], rel=0.1)  # those of a single pass: a factor of 2
+
+
+def trained_steps(output: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["kind"] == "train"]
+
+
+def test_zeros_are_reached_behind_a_gradual_swap(text: Path, tmp_path: Path) -> None:
+    assert main(command(tmp_path / "run", text, steps=150, zeros=0.9, swap_steps=50)) == 0
+    steps = trained_steps(tmp_path / "run")
+    assert not any(any(each["pull"]) for each in steps[:50]) and any(steps[50]["pull"])  # of the next step
+    assert max(max(each["pull"]) for each in steps) < 100
+    found = json.loads((tmp_path / "run/sparsify.json").read_text())["as_measured"]
+    assert found["zeros"] == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_new_weight_decay_is_that_of_the_steps_after_it(text: Path, tmp_path: Path) -> None:
+    """As checkpoints bring the settings of their optimizers along."""
+    for name in ("kept", "changed"):
+        assert main(command(tmp_path / name, text, steps=2)) == 0
+    for name, decay in (("kept", 0.1), ("changed", 500.0)):
+        more = command(tmp_path / name, text, "--accept-changes", steps=4, weight_decay=decay)
+        assert main(more) == 0
+    length = {name: weights_of(tmp_path / name).norm() for name in ("kept", "changed")}
+    assert length["changed"] < 0.8 * length["kept"]
+
+
+def weights_of(output: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(output / "model.safetensors")["model.layers.0.mlp.gate_proj.weight"].float()
+
+
 def test_from_scratch_with_muon_learns(text: Path, tmp_path: Path) -> None:
     arguments = command(tmp_path / "run", text, "--from-scratch", steps=15, optimizer="muon", lr=5e-3, dtype="bf16")
     assert main(arguments) == 0
@@ -232,8 +273,34 @@ def test_bad_input_is_refused(text: Path, tmp_path: Path, capsys: pytest.Capture
     assert "wanted at least 65" in refused(capsys, of(MODEL, data=short), 7)
     short.write_text("Once upon a time. " * 40)
     assert "less than one batch of 400" in refused(capsys, of(MODEL, data=short, batch=400), 7)
+    assert "--device 'gpu': want auto, cpu or cuda" in refused(capsys, of(MODEL, device="gpu"), 2)
+    file = tmp_path / "a file"
+    file.write_text("")
+    assert f"{file}/tokens/" in (said := refused(capsys, [*of(MODEL), "-o", str(file)], 5)) and "Not a dir" in said
     small = model_with(tmp_path / "small", vocab_size=100)
     assert "model has rows for 100" in refused(capsys, of(small), 7)
+
+
+def test_a_result_does_not_replace_what_it_is_made_from(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_with(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    arguments = command(tmp_path / "elsewhere/../model", text, steps=2)
+    said = refused(capsys, [arguments[0], str(model), *arguments[2:]], 2)
+    assert "is MODEL, which the result would replace; want another folder" in said
+    taught = command(model, text, "--distill", "0.5", "--teacher", str(model), steps=2)
+    assert "is --teacher, which the result would replace" in refused(capsys, taught, 2)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_files_of_a_run_before_do_not_stay_beside_the_result(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    assert main(command(tmp_path / "run", text, steps=1)) == 0
+    assert [path.name for path in (tmp_path / "run").glob("*safetensors*")] == ["model.safetensors"]
+    assert not list((tmp_path / "run").glob("*.partial"))
 
 
 def test_a_loss_that_is_no_number_ends_the_run(
@@ -242,7 +309,12 @@ def test_a_loss_that_is_no_number_ends_the_run(
     from hotset.train.trainer import Trainer
 
     backward = Trainer._backward
-    monkeypatch.setattr(Trainer, "_backward", lambda self, b: backward(self, b) + (math.nan if self.step == 4 else 0))
+
+    def broken(self: Trainer, batch: Any) -> tuple[Any, Any]:
+        losses, zeros = backward(self, batch)
+        return losses + (math.nan if self.step == 4 else 0), zeros
+
+    monkeypatch.setattr(Trainer, "_backward", broken)
     arguments = command(tmp_path / "run", text, steps=8, checkpoint_every=0)
     said = refused(capsys, arguments, 10)
     assert "step 5: the loss is nan" in said and "step-00000004.pt" in said

@@ -60,7 +60,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, rows: Iterator[dict[str, Any]]) ->
 def test_an_endless_dataset_is_read_as_far_as_the_run_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = stand_in(monkeypatch, ({"text": f"One day, {i} cats sat. " * 2000, "id": i} for i in itertools.count()))
     encoder, path = Encoder(Tokenizer.load(MODEL), 512, "x"), Path("hf:a/b:train")
-    settings = Settings("m", (DataSource(path, 0.5),), steps=10, batch=8, sequence=64, ffn_sequences=20)
+    data = (DataSource(path, 0.2), DataSource(Path("hf:c/d"), 0.2))  # half each
+    settings = Settings("m", data, steps=10, batch=8, sequence=64, ffn_sequences=20)
     found = token_file(path, encoder, tmp_path, settings.tokens_from(settings.data[0]))
     assert asked == [(("a/b", None), {"split": "train", "streaming": True})]
     assert len(found.ids) > (10 * 8 + 20) * 64 / 2

@@ -9,7 +9,7 @@ import pytest
 
 from hotset.errors import UsageError
 from hotset.train.pull import Pull, goals
-from hotset.train.schedule import ffn_learning_rate, wanted_zeros
+from hotset.train.schedule import ffn_learning_rate, free_share, swap_share, wanted_zeros
 from hotset.train.settings import DataSource, Settings
 
 
@@ -27,6 +27,8 @@ def settings(**changes: object) -> Settings:
         ({"distill": 0.5, "from_scratch": True}, "drop one, or give a --teacher"),
         ({"teacher": "other"}, "--teacher is what --distill learns from"),
         ({"ffn_sequences": 10, "swap_steps": 5}, "--swap-steps would mix"),
+        ({"zeros": 0.85, "steps": 40, "swap_steps": 39}, "--zeros pulls when --swap-steps"),
+        ({"seed": -1}, "--seed is -1; want at least 0"),
         ({"zeros": 85.0}, "--zeros is 85.0; want a share below 1"),
         ({"zeros": float("nan")}, "--zeros is nan; want a share below 1"),
         ({"ffn_batch": 0}, "--ffn-batch is 0; want at least 1"),
@@ -90,6 +92,19 @@ def test_wanted_zeros_rise_and_stay() -> None:
     assert found == pytest.approx([0.6, 0.75, 0.9, 0.9, 0.9])
     later = [wanted_zeros(done, 0.6, 0.9, 0.2) for done in (0.1, 0.2, 0.4, 0.6, 1.0)]
     assert later == pytest.approx([0.6, 0.6, 0.75, 0.9, 0.9])
+
+
+@pytest.mark.parametrize(("swap_steps", "from_scratch"), [(50, False), (500, False), (900, True), (50, True)])
+def test_nothing_is_pulled_while_some_of_the_old_activation_is_left(swap_steps: int, from_scratch: bool) -> None:
+    s = settings(steps=1000, swap_steps=swap_steps, zeros=0.85, from_scratch=from_scratch)
+    s.check()
+    free = free_share(s)
+    first = next(step for step in range(1, 1001) if step / s.steps >= free)  # after it, zeros are looked at
+    assert swap_share(first - 1, s) == 1.0
+    assert free == max(0.15 * from_scratch, (swap_steps + 1) / 1000)
+    wanted = [wanted_zeros(step / 1000, 0.6, 0.85, free) for step in range(1, 1001)]
+    assert np.all(np.diff(wanted) >= 0) and wanted[first - 1] == pytest.approx(0.6)
+    assert wanted[-1] == pytest.approx(0.85) and max(np.diff(wanted)) < 0.01
 
 
 def test_rate_of_a_layers_updates_rises_then_falls() -> None:

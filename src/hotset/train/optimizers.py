@@ -33,6 +33,14 @@ def make_optimizers(model: Any, s: Settings, ranks: int) -> list[torch.optim.Opt
     return found
 
 
+def set_decay(optimizers: list[torch.optim.Optimizer], decay: float) -> None:
+    """Of whatever is decayed at all, in the place of what a checkpoint brought."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(p.ndim >= 2 for p in group["params"]):
+                group["weight_decay"] = decay
+
+
 def set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:

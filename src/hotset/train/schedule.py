@@ -22,13 +22,18 @@ def ffn_learning_rate(done: float, s: Settings) -> float:
 
 
 def free_share(s: Settings) -> float:
-    """Of the steps, those before the zeros are counted from which the wanted ones rise."""
-    return _FREE if s.from_scratch else 0.0
+    """Of the steps, those before the zeros are counted from which the wanted ones rise.
+
+    The old activation gives none: while some of it is left, a pull would grow without end.
+    """
+    swapped = (s.swap_steps + 1) / s.steps if s.swap_steps else 0.0
+    return max(_FREE if s.from_scratch else 0.0, swapped)
 
 
 def wanted_zeros(done: float, start: float, goal: float, free: float = 0.0) -> float:
     """When the share `done` of the steps from `start` zeros to `goal` is over, of which `free` pass without a pull."""
-    return start + (goal - start) * min(max(done - free, 0.0) / (_ZEROS_RISE - free), 1.0)
+    end = max(_ZEROS_RISE, (1 + free) / 2)
+    return start + (goal - start) * min(max(done - free, 0.0) / max(end - free, 1e-9), 1.0)
 
 
 def _warm_then_falling(step: int, steps: int, warmup: int, final: float) -> float:

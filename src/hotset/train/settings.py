@@ -87,6 +87,7 @@ class Settings:
         for name in ("distill", "final_lr", "held_out"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
         self._require("held_out", self.held_out <= 0.5, "at most 0.5")
+        self._require("seed", self.seed >= 0, "at least 0")
         self._require("zeros", 0 <= self.zeros < 1, "a share below 1, such as 0.85")
 
     def _check_together(self) -> None:
@@ -103,6 +104,11 @@ class Settings:
             raise UsageError("--zeros and --ffn-tokens are for a new activation, and --activation keep has the old one")
         if self.ffn_sequences and self.from_scratch:
             raise UsageError("--ffn-tokens learns from the original's FFNs, and --from-scratch has none; drop one")
+        if self.zeros and self.swap_steps >= self.steps - 1:
+            raise UsageError(
+                f"--zeros pulls when --swap-steps (is {self.swap_steps}) are over, and the run has {self.steps} steps; "
+                "want fewer of them"
+            )
         if self.ffn_sequences and self.swap_steps:
             raise UsageError("--ffn-tokens trains the new activation alone, which --swap-steps would mix; drop one")
 
@@ -112,7 +118,10 @@ class Settings:
 
     def tokens_from(self, source: DataSource) -> int:
         """That the run takes from a source at most, those held out included."""
-        trained = (self.ffn_sequences + self.steps * self.batch) * (source.weight or 1.0)
+        weights = [each.weight for each in self.data]
+        given = sum(weight for weight in weights if weight is not None)
+        share = (source.weight or 1.0) / (1.0 if None in weights else given)  # without a weight: not known yet
+        trained = (self.ffn_sequences + self.steps * self.batch) * share
         return math.ceil(trained / (1 - self.held_out) + 2) * self.sequence + 1
 
     def as_json(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hotset.train.ffn import SparseFfn
 from hotset.train.memory import a_pass, halved, memory_for
 from hotset.train.mixture import Mixture, Source, Windows
 from hotset.train.objective import Objective
-from hotset.train.optimizers import set_rate
+from hotset.train.optimizers import set_decay, set_rate
 from hotset.train.parallel import World, sync_gradients
 from hotset.train.pull import Pull, goals
 from hotset.train.report import Measured, Now, Reporter
@@ -47,6 +47,7 @@ class Figures:
 
     losses: Tensor  # [3]: next token, distance, size
     gradient: Tensor  # [], norm before clipping
+    zeros: Tensor  # [layers], or [0] if not counted
 
 
 class Trainer:
@@ -69,6 +70,7 @@ class Trainer:
         p = self.parts
         if (place := self.checkpoints.load(p.model, p.optimizers, self.compare)) is not None:
             self.step, self.seconds, self.pulls = place.step, place.seconds, [Pull(*each) for each in place.pulls]
+            set_decay(p.optimizers, self.s.weight_decay)
             if len(place.drawn) == len(p.mixture.drawn):  # with other texts, each is begun anew
                 p.mixture.drawn[:] = place.drawn
 
@@ -122,7 +124,7 @@ class Trainer:
         self._enter(self.step, count or self.s.zeros > 0)
         batch = self.parts.mixture.batch(self.s.batch, self.world.rank, self.world.ranks)
         with self._memory_for_pass("" if self.running.recompute else "--recompute"):
-            losses = self._backward(batch)
+            losses, zeros = self._backward(batch)
             gradient = self._norm()
         self._require_number(losses[0], gradient)
         # Its state is made by its first step.
@@ -132,15 +134,14 @@ class Trainer:
                 optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.s.zeros:
-            self._lead()
-        return Figures(losses, gradient)
+            self._lead(zeros.tolist())
+        return Figures(losses, gradient, zeros)
 
-    def _lead(self) -> None:
-        """Makes each layer's pull as strong as its wanted zeros take."""
+    def _lead(self, found: list[float]) -> None:
+        """Makes each layer's pull as strong as its wanted zeros take, by those found in the step just done."""
         done, free = self.step / self.s.steps, free_share(self.s)
         if done < free:
             return
-        found = self.world.mean(torch.stack(self._zeros())).tolist()
         starts = [zeros if pull.start is None else pull.start for pull, zeros in zip(self.pulls, found, strict=True)]
         for pull, zeros, start, goal in zip(self.pulls, found, starts, goals(starts, self.s.zeros), strict=True):
             pull.start = start
@@ -157,10 +158,14 @@ class Trainer:
             ffn.swap, ffn.wants_zeros = swap_share(step, self.s), count
         set_rate(self.parts.optimizers, learning_rate(step, self.s))
 
-    def _backward(self, batch: Windows) -> Tensor:
-        """Adds up the gradients of a batch [sequences, length + 1]; returns its mean losses [3] over all processes."""
+    def _backward(self, batch: Windows) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of a batch [sequences, length + 1].
+
+        Returns: means over it and all processes: losses [3], and zeros [layers], or [0] if they are not counted.
+        """
         passes = torch.from_numpy(batch).split(self.running.micro_batch)
-        sums = torch.zeros(3, device=self.world.device)
+        counted = [ffn for ffn in self.parts.ffns if ffn.wants_zeros]
+        sums = torch.zeros(3 + len(counted), device=self.world.device)
         weights = self._weights(self.step)
         for number, windows in enumerate(passes, 1):
             sync_gradients(self.parts.model, self.world, number == len(passes))
@@ -168,8 +173,9 @@ class Trainer:
             with self._precision():
                 loss = self.parts.objective(windows.to(self.world.device), weights)
             (loss.total * share).backward()
-            sums += share * torch.stack([loss.next_token, loss.distance, loss.size])
-        return self.world.mean(sums)
+            sums += share * torch.stack([loss.next_token, loss.distance, loss.size, *self._zeros(counted)])
+        means = self.world.mean(sums)
+        return means[:3], means[3:]
 
     def _norm(self) -> Tensor:
         norm = torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), self.s.clip or float("inf"))
@@ -203,11 +209,13 @@ class Trainer:
         sums = torch.zeros(1 + len(self.parts.ffns), device=self.world.device)
         for windows in chosen.split(self.running.micro_batch):
             loss = self.parts.objective.next_token(windows.to(self.world.device))
-            sums += len(windows) * torch.stack([loss, *self._zeros()])
+            sums += len(windows) * torch.stack([loss, *self._zeros(self.parts.ffns)])
         return sums, len(chosen)
 
-    def _zeros(self) -> list[Tensor]:
-        return [ffn.zeros for ffn in self.parts.ffns if ffn.zeros is not None]
+    @staticmethod
+    def _zeros(ffns: list[SparseFfn]) -> list[Tensor]:
+        """Of the pass just done."""
+        return [ffn.zeros for ffn in ffns if ffn.zeros is not None]
 
     def _now(self, figures: Figures, seen: list[Tensor], seconds: float) -> Now:
         loss, distance, size = torch.stack(seen).mean(0).tolist()
@@ -219,7 +227,7 @@ class Trainer:
             loss=loss,
             distance=distance,
             size=size,
-            zeros=tuple(self.world.mean(torch.stack(self._zeros())).tolist()),
+            zeros=tuple(figures.zeros.tolist()),
             swap=swap_share(self.step - 1, self.s),
             rate=learning_rate(self.step - 1, self.s),
             gradient=figures.gradient.item(),
