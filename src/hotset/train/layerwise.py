@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotset.errors import TrainingError
+from hotset.errors import ModelError, TrainingError
 from hotset.train.checkpoint import Checkpoints, Place
 from hotset.train.ffn import SparseFfn
 from hotset.train.memory import halved, memory_for
@@ -31,20 +31,28 @@ from hotset.train.streams import Lesson, Streams, contributions
 _BETAS = (0.9, 0.95)
 _SPREAD = 0.5  # of the way from even zeros to those of one limit on all neurons' contributions; see the log
 _RANGE = (0.5, 0.97)  # zeros of a layer at least and at most, where more or fewer are wanted by that
+_GOAL_SEQUENCES = 8  # of the text, on which the contributions are compared
 _SIGN_TOKENS = 4096
 _BLEND = 0.2  # of the newest update in the zeros that lead the pull
 _MOST_ERROR = 10.0  # an FFN that adds nothing has 1, one that learns less
 _PATIENCE = 5  # updates above it in a row: a single one may have a token on which dReLU gives a thousand times too much
 
 
+def _require_plain(model: Any) -> None:
+    """Raises ModelError where an FFN's output does not go into the stream as it is."""
+    if any(hasattr(layer, "post_feedforward_layernorm") for layer in model.model.layers):
+        raise ModelError(
+            f"--ffn-tokens adds what an FFN gives to the stream, and a {model.config.model_type} model norms it first; "
+            "train without that stage"
+        )
+
+
 class Layerwise:
     """One run of the first stage, from its first layer or from its newest checkpoint to its last layer."""
 
-    def __init__(
-        self, settings: Settings, running: Running, world: World, model: Any, teacher: Any, mixture: Mixture
-    ) -> None:
-        self.s, self.running, self.world, self.model, self.teacher = settings, running, world, model, teacher
-        self.mixture = mixture
+    def __init__(self, settings: Settings, running: Running, world: World, model: Any, mixture: Mixture) -> None:
+        self.s, self.running, self.world, self.model, self.mixture = settings, running, world, model, mixture
+        _require_plain(model)
         self.ffns: list[SparseFfn] = [layer.mlp for layer in model.model.layers]
         self.step = 0  # layers done
         self.seconds = 0.0
@@ -55,18 +63,25 @@ class Layerwise:
         if (place := checkpoints.load(self.model, [], compare)) is not None:
             self.step, self.seconds, self.pull = place.step, place.seconds, Pull(*place.pulls[0])
 
-    def run(self, reporter: Reporter, stop: Callable[[], bool], save: Callable[[Place], None]) -> bool:
+    @property
+    def finished(self) -> bool:
+        return self.step == len(self.ffns)
+
+    def draw(self) -> Tensor:
+        """The tokens of the stage, [sequences, length]; the second one goes on behind them."""
+        self.mixture.drawn[:] = 0
+        return torch.from_numpy(self.mixture.batch(self.s.ffn_sequences))[:, :-1].to(self.world.device)
+
+    def run(self, original: Any, reporter: Reporter, stop: Callable[[], bool], save: Callable[[Place], None]) -> bool:
         """Trains to the last layer, or until `stop` says so; finished layers are saved. True: it was the last.
 
+        original: the network that the new FFNs follow.
         Raises: TrainingError (an error that is no number, or far above that of no FFN at all), StorageError.
         """
-        self.mixture.drawn[:] = 0
-        ids = torch.from_numpy(self.mixture.batch(self.s.ffn_sequences))[:, :-1].to(self.world.device)
-        if self.step == len(self.ffns):
-            return True
+        ids = self.draw()
         saved = before = time.monotonic()
         with self._precision():
-            streams, goals = self._prepare(ids)
+            streams, goals = self._prepare(original, ids)
             for number, ffn in enumerate(self.ffns):
                 with self._memory(f"the lesson of layer {number + 1}"):
                     lesson = streams.enter(number)
@@ -85,25 +100,26 @@ class Layerwise:
                 now = time.monotonic()
                 self.step, self.seconds, before = number + 1, self.seconds + now - before, now
                 reporter.ffn_layer(self._now(*learned))
-                if self.step == len(self.ffns) or now - saved > self.running.checkpoint_every:
+                if self.finished or now - saved > self.running.checkpoint_every:
                     save(self._place())
                     saved = time.monotonic()
         return True
 
-    def _prepare(self, ids: Tensor) -> tuple[Streams, list[float]]:
+    def _prepare(self, original: Any, ids: Tensor) -> tuple[Streams, list[float]]:
         with self._memory(f"the streams of {ids.numel()} tokens"):
-            streams = Streams(self.teacher, self.model, ids, self.running.micro_batch)
+            streams = Streams(original, self.model, ids, self.running.micro_batch)
         with streams.memory_for_pass():
-            return streams, self._goals(streams.passes[0])
+            return streams, self._goals(original, ids[:_GOAL_SEQUENCES])
 
     def _place(self) -> Place:
         return Place(self.step, self.mixture.drawn.tolist(), self.seconds, [(self.pull.weight, None, 0.0)])
 
-    def _goals(self, ids: Tensor) -> list[float]:
+    def _goals(self, original: Any, ids: Tensor) -> list[float]:
         """Zeros wanted of each layer, [layers]; their mean is what was asked for, within _RANGE."""
         if not self.s.zeros:
             return [0.0] * len(self.ffns)
-        sizes = contributions(self.teacher, ids)
+        passes = [contributions(original, part) for part in ids.split(self.running.micro_batch)]
+        sizes = [torch.cat(parts) for parts in zip(*passes, strict=True)]
         taken = torch.cat([each.flatten()[:: max(each.numel() // 65536, 1)] for each in sizes])
         limit = float(taken.kthvalue(max(round(self.s.zeros * len(taken)), 1)).values)
         below = [float((each < limit).float().mean()) for each in sizes]
