@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sparsify_runs import command, corpus, forked, losses, start
+
+from hotset.cli.main import main
 
 pytestmark = pytest.mark.full
 pytest.importorskip("torch")
@@ -55,6 +58,39 @@ def test_twenty_interruptions_do_not_change_the_result(text: Path, tmp_path: Pat
 def reached(output: Path) -> int:
     """Steps in the newest checkpoint."""
     return max((int(path.stem[5:]) for path in (output / "checkpoints").glob("step-*.pt")), default=0)
+
+
+def test_a_stopped_run_is_no_success_for_scripts_either(text: Path, tmp_path: Path) -> None:
+    process = start(command(tmp_path / "run", text, "--json", steps=100_000, checkpoint_every=0.05))
+    while process.poll() is None and reached(tmp_path / "run") < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert json.loads(out)["step"] >= 3 and "perplexity" not in json.loads(out)
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step-00000001.partial").write_text("x")
+    assert main(command(tmp_path / "run", text, steps=2)) == 0
+    assert [path.name for path in folder.iterdir()] == ["step-00000002.pt"]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_go_on_behind_a_first_stage_of_one(text: Path, tmp_path: Path) -> None:
+    """Killed between the stages, so that there is no checkpoint of the second one yet."""
+    first = {"ffn_tokens": "256", "ffn_batch": 32, "zeros": 0.8}
+    one = start(command(tmp_path / "one", text, steps=6, **first))
+    assert one.wait() == 0, one.stderr.read()
+    shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=shutil.ignore_patterns("step-00000006.pt", "log.jsonl"))
+    assert (tmp_path / "two/checkpoints/ffn/step-00000005.pt").is_file()
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    two = start(command(tmp_path / "two", text, steps=6, **first), *torchrun)
+    err = two.communicate()[1]
+    assert two.returncode == 0, err
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
 @pytest.mark.timeout(900)

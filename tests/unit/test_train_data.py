@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def test_text_that_does_not_fit_the_model_is_refused(tmp_path: Path, encoder: En
     (tmp_path / "c.jsonl").write_text('{"text": "ok"}\n{"text": "\\ud800"}\n')
     with pytest.raises(InputError, match="lone surrogate"):
         token_file(tmp_path / "c.jsonl", encoder, tmp_path, 10)
+
+
+def test_what_a_killed_process_had_encoded_is_removed(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "a.txt").write_text("One cat.")
+    dead, alive, other = (tmp_path / f"a.tokens.{owner}.part" for owner in (2**22 + 1, os.getpid(), "some"))
+    for part in (dead, alive, other):
+        part.write_text("x")
+    token_file(tmp_path / "a.txt", encoder, tmp_path, 10)
+    assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "a.txt").write_text("One cat.")
+    with pytest.raises(StorageError, match=r"a-.*\.tokens cannot be written"):
+        token_file(tmp_path / "a.txt", encoder, tmp_path / "a.txt", 10)
 
 
 # --- mixture -----------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def sparsify(
         model=_folder_of(model),
         data=tuple(DataSource.parse(each) for each in data),
         steps=steps_of(steps, tokens, method.batch * method.sequence),
-        ffn_sequences=steps_of(None, ffn_tokens, method.sequence) if ffn_tokens else 0,
+        ffn_sequences=steps_of(None, ffn_tokens, method.sequence) if ffn_tokens and parse_count(ffn_tokens) else 0,
         **_values(method) | {"teacher": _folder_of(method.teacher) if method.teacher else ""},
     )
     with progress_bar(not json) as progress:
@@ -121,10 +121,10 @@ def sparsify(
         return
     if json:
         print_json(as_json(report))
-    elif report.found is None:
+    if report.found is None:
         note(f"stopped after step {report.step} of {settings.steps}; the same command goes on from there")
         raise typer.Exit(130)
-    else:
+    if not json:
         print(f"{output}\nnext: hotset convert {output} STORE")
 
 

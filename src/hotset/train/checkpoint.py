@@ -73,7 +73,7 @@ class Checkpoints:
                 raise
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise StorageError(f"{path} cannot be written: {reason}; the checkpoints before it are untouched") from None
-        for old in self.paths()[:-_KEPT]:
+        for old in (*self.paths()[:-_KEPT], *self.folder.glob("*.partial")):  # of a process that was killed
             old.unlink()
 
     def load(self, model: Any, optimizers: list[Any], changed: Compare) -> Place | None:

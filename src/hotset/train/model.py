@@ -148,6 +148,8 @@ def write_model(model: Any, state: dict[str, Any], config: Json, source: Path, d
     weights = {name: tensor.to(dtype) for name, tensor in state.items()}
     model.save_pretrained(part, state_dict=weights)
     (dest / "config.json").unlink(missing_ok=True)
+    for old in dest.glob("*.safetensors*"):  # of a run before, which may have been cut into other files
+        old.unlink()
     for path in sorted(part.glob("*.safetensors*")):
         path.replace(dest / path.name)
     shutil.rmtree(part)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from hotset.errors import HostError
+from hotset.errors import HostError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class World:
 
 
 def join(device: str) -> World:
-    """The processes that torchrun started, or this one alone. Raises HostError if the device is not there."""
+    """The processes that torchrun started, or this one alone. Raises: UsageError, HostError (no such device)."""
     rank, ranks, local = (
         int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -54,7 +54,10 @@ def join(device: str) -> World:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise HostError("--device cuda: PyTorch finds no GPU here; use --device cpu, or install a build with CUDA")
-    chosen = torch.device(f"cuda:{local}" if device == "cuda" else device)
+    try:
+        chosen = torch.device(f"cuda:{local}" if device == "cuda" else device)
+    except RuntimeError:
+        raise UsageError(f"--device {device[:40]!r}: want auto, cpu or cuda") from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if ranks > 1 and not dist.is_initialized():

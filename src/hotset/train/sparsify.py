@@ -58,6 +58,9 @@ def sparsify(
     """
     settings.check()
     running.check()
+    for name, folder in (("MODEL", settings.model), ("--teacher", settings.teacher)):
+        if folder and Path(folder).resolve() == dest.resolve():
+            raise UsageError(f"--output {dest} is {name}, which the result would replace; want another folder")
     if running.threads:
         torch.set_num_threads(running.threads)
     source = Path(settings.model)
@@ -164,17 +167,22 @@ def _train_ffns(
 ) -> bool:
     """The first stage, or what is left of it. True: it is done."""
     s, running, world, parts = trainer.s, trainer.running, trainer.world, trainer.parts
+    stage = Layerwise(s, running, world, parts.model, parts.mixture)
+    stage.resume(checkpoints, trainer.compare)
+    if stage.finished:
+        stage.draw()
+        return True
     if world.ranks > 1:
         raise UsageError(
             "--ffn-tokens trains layer by layer, in one process; call hotset sparsify alone until they are done, "
             "then torchrun goes on from there"
         )
     original = (None if s.teacher else parts.objective.teacher) or _original(s, source, world)
-    stage = Layerwise(s, running, world, parts.model, original, parts.mixture)
-    stage.resume(checkpoints, trainer.compare)
     board = running.tensorboard
     with Reporter(dest, say, first=True, tensorboard=board, start=stage.step, log="ffn.jsonl") as reporter:
-        return stage.run(reporter, stop, lambda place: checkpoints.save(place, s, parts.data, parts.model, []))
+        return stage.run(
+            original, reporter, stop, lambda place: checkpoints.save(place, s, parts.data, parts.model, [])
+        )
 
 
 def _write(trainer: Trainer, report: SparsifyReport, source: Path, config: Json) -> None:
@@ -189,7 +197,9 @@ def _write(trainer: Trainer, report: SparsifyReport, source: Path, config: Json)
             "as_measured": as_json(report),
             "parameters": sum(t.numel() for t in state.values()),
         }
-        (report.dest / "sparsify.json").write_text(json.dumps(record, indent=2) + "\n")
+        unfinished = report.dest / "sparsify.json.partial"
+        unfinished.write_text(json.dumps(record, indent=2) + "\n")
+        unfinished.replace(report.dest / "sparsify.json")
     trainer.world.wait()
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotset.errors import InputError
 from hotset.formats.datasets import is_dataset
+from hotset.formats.files import storage_error
 from hotset.formats.progress import Progress, silent
 from hotset.formats.text import documents, files_of
 from hotset.tokenizer import Tokenizer
@@ -68,10 +69,22 @@ def token_file(source: Path, encoder: Encoder, folder: Path, most: int, progress
     path = folder / f"{source.stem[:40]}-{_key(files, encoder, most)}.tokens"
     about = path.with_suffix(".json")
     if not (path.is_file() and about.is_file()):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, about, files, encoder, most if is_dataset(source) else None, progress)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _forget_parts(folder)
+            _write(path, about, files, encoder, most if is_dataset(source) else None, progress)
+        except OSError as error:
+            raise storage_error(path, "cannot be written", error) from None
     fingerprint = str(json.loads(about.read_text())["sha256"])
     return TokenFile(path, np.memmap(path, np.uint32, mode="r"), fingerprint)
+
+
+def _forget_parts(folder: Path) -> None:
+    """Removes what processes that were killed had encoded so far."""
+    for part in folder.glob("*.part"):
+        owner = part.suffixes[-2].removeprefix(".") if len(part.suffixes) > 1 else ""
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            part.unlink(missing_ok=True)
 
 
 def _key(files: list[Path], encoder: Encoder, most: int) -> str:
