@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import os
 import pty
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from probed_hosts import write_probe
 
+from hotset.cli.chat_input import Entry, Input
 from hotset.cli.conversation import Conversation, obey
 from hotset.errors import UsageError
 
@@ -75,6 +78,38 @@ def test_stats_after_each_answer(hotset, chat_store, packed, tmp_path):
     shape = r"\[P99 \d+ ms, exact, [\d.]+% in memory, \d+ reads of [\d.]+ MB, [\d.]+ ms waiting a token, \d+% of the "
     assert re.match(shape + r"(drive|memory|compute) bound; peak \d+ MiB\]$", line)
     assert "[P99" not in hotset("chat", talks, *given[1:], stdin="hello\n/stats\n", env=env).err
+
+
+def test_pasted_code_is_no_command_and_the_end_of_the_input_ends_a_message(hotset, chat_store, tmp_path):
+    saved = tmp_path / "talk.json"
+    lines = ['"""', "// a comment", "int x;", '"""', '"""/help"""', f"/save {saved}", '"""', "/tail"]
+    done = hotset("chat", chat_store, "--max-tokens", "3", stdin="\n".join(lines))
+    assert done.code == 0
+    assert "no command" not in done.err
+    messages = json.loads(saved.read_text())
+    assert [m["content"] for m in messages if m["role"] == "user"] == ["// a comment\nint x;", "/help"]
+    assert done.out.count("\n") >= 3, "the last message, which nothing ends, is answered, too"
+
+
+@pytest.mark.parametrize(
+    ("piped", "want"),
+    [
+        ("/help\nhi\n", [Entry("/help"), Entry("hi")]),
+        ('"""one line"""\n', [Entry("one line", plain=False)]),
+        ('"""\n/a\n\nb', [Entry("/a\n\nb", plain=False)]),
+        ('"""a\nb\n', [Entry("a\nb", plain=False)]),
+        ('"""\n\n', []),
+        ("/a\\\nb\n", [Entry("/a\nb", plain=False)]),
+        ("a\\\nb\\\n", [Entry("a\nb", plain=False)]),
+        ("a\\", [Entry("a", plain=False)]),
+        ("\\", []),
+        ("", []),
+    ],
+)
+def test_messages_of_piped_input(monkeypatch, tmp_path, piped, want):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(piped.encode())))
+    with Input(tmp_path / "history") as source:
+        assert list(iter(source.message, None)) == want
 
 
 def test_model_without_template(hotset, store):
@@ -181,6 +216,31 @@ def test_set(chat):
     with pytest.raises(UsageError, match="no JSON value"):
         obey("/set top_p high", chat)
     assert chat.sampling == {"temperature": 0.5}
+
+
+@pytest.mark.parametrize("setting", ["n 2", "n 1", "echo true"])
+def test_set_refuses_what_a_chat_cannot_keep(chat, setting):
+    with pytest.raises(UsageError, match=r"/set (n|echo): a chat has one answer.*--samples and --echo"):
+        obey(f"/set {setting}", chat)
+    assert chat.sampling == {}
+
+
+def test_set_logit_bias_and_numbers_too_large(chat):
+    obey('/set logit_bias {"42": -100, "7": -Infinity}', chat)
+    assert chat.sampling == {"logit_bias": {42: -100, 7: -math.inf}}
+    with pytest.raises(UsageError, match="logit_bias has 'dog': 1; wanted a mapping from token id"):
+        obey('/set logit_bias {"dog": 1}', chat)
+    with pytest.raises(UsageError, match="logit_bias is 5"):
+        obey("/set logit_bias 5", chat)
+    with pytest.raises(UsageError, match="top_k is 99999999999"):
+        obey("/set top_k 99999999999", chat)
+    assert obey("/set logit_bias {}", chat) and chat.sampling == {"logit_bias": {}}
+
+
+@pytest.mark.parametrize("command", ["save", "load"])
+def test_files_in_the_home_of_nobody(chat, command):
+    with pytest.raises(UsageError, match=f"/{command} ~nosuchuser/x: nobody of that name"):
+        obey(f"/{command} ~nosuchuser/x", chat)
 
 
 def test_help_lists_every_command(chat):

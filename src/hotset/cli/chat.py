@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hotset.cli.chat_input import Input
+from hotset.cli.chat_input import Entry, Input
 from hotset.cli.conversation import Conversation, obey
 from hotset.cli.options import ModelArgument, RunFlags, SamplingFlags, takes
 from hotset.cli.text import note
@@ -37,16 +37,16 @@ def chat(
             )
         conversation = Conversation(llm, sampling.arguments(), show_stats=stats)
         conversation.set_system(system or "")
-        while not conversation.ended and (message := source.message()) is not None:
-            _turn(conversation, message)
+        while not conversation.ended and (entry := source.message()) is not None:
+            _turn(conversation, entry)
 
 
-def _turn(chat: Conversation, message: str) -> None:
+def _turn(chat: Conversation, entry: Entry) -> None:
     """One message: a command, or a question to answer. The person's mistakes are told and the conversation goes on."""
     try:
-        if message.startswith("/"):
-            note(obey(message.strip(), chat))
+        if entry.plain and entry.text.startswith("/"):
+            note(obey(entry.text.strip(), chat))
         else:
-            chat.answer(message)
+            chat.answer(entry.text)
     except (InputError, UsageError) as error:
         note(f"hotset: {error}")

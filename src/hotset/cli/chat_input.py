@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from hotset.cli.text import note
@@ -11,6 +12,14 @@ from hotset.errors import InputError
 
 QUOTES = '"""'
 _HISTORY_LINES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the person entered as one message."""
+
+    text: str
+    plain: bool = True  # one line without quotes: only such a one can be a /command, pasted code cannot
 
 
 class Input:
@@ -38,7 +47,7 @@ class Input:
                 self._history.parent.mkdir(parents=True, exist_ok=True)
                 readline.write_history_file(self._history)
 
-    def message(self) -> str | None:
+    def message(self) -> Entry | None:
         """The next message, not empty; None at the end of input or after Ctrl-C twice.
 
         Raises InputError if the input is not UTF-8.
@@ -46,7 +55,7 @@ class Input:
         interrupted = False
         while True:
             try:
-                text = self._read()
+                entry = self._read()
             except EOFError:
                 return None
             except KeyboardInterrupt:
@@ -55,26 +64,39 @@ class Input:
                 interrupted = True
                 note("\n(Ctrl-C again, Ctrl-D or /quit leaves)")
                 continue
-            if text.strip():
-                return text
+            if entry.text.strip():
+                return entry
 
-    def _read(self) -> str:
+    def _read(self) -> Entry:
         line = self._line("> ")
         if line.lstrip().startswith(QUOTES):
-            return self._quoted(line.lstrip().removeprefix(QUOTES))
-        lines = []
-        while line.endswith("\\"):
-            lines.append(line[:-1])
-            line = self._line("… ")
-        return "\n".join([*lines, line])
+            return Entry(self._quoted(line.lstrip().removeprefix(QUOTES)), plain=False)
+        lines = [line]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            if (more := self._next_line()) is None:
+                break
+            lines.append(more)
+        return Entry("\n".join(lines), plain=not line.endswith("\\"))
 
     def _quoted(self, rest: str) -> str:
         """Lines up to one that ends with the quotes."""
         lines = [rest]
         while not lines[-1].rstrip().endswith(QUOTES):
-            lines.append(self._line("… "))
+            if (more := self._next_line()) is None:
+                break
+            lines.append(more)
         lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
         return "\n".join(lines).strip("\n")
+
+    def _next_line(self) -> str | None:
+        """One more line of a message; None if piped input ends in the midst of it. (Ctrl-D at a terminal leaves.)"""
+        try:
+            return self._line("… ")
+        except EOFError:
+            if self._terminal:
+                raise
+            return None
 
     def _line(self, prompt: str) -> str:
         try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hotset.llm import LLM
 
 Message = dict[str, str]
+_NOT_HERE = ("n", "echo")  # a chat keeps one answer to a question, and what it keeps goes into the next prompt
 
 
 @dataclass
@@ -161,7 +162,12 @@ def _is_message(value: object) -> bool:
 def _path(argument: str, command: str) -> Path:
     if not argument:
         raise UsageError(f"/{command} wants a file name")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"/{command} {argument}: nobody of that name has a home here; write the path in full"
+        ) from None
 
 
 def _set(chat: Conversation, argument: str) -> str:
@@ -175,8 +181,12 @@ def _set(chat: Conversation, argument: str) -> str:
     if name not in names:
         close = get_close_matches(name, names, n=1)
         raise UsageError(f"there is no parameter '{name}'; " + (f"did you mean {close[0]}?" if close else str(names)))
+    if name in _NOT_HERE:
+        raise UsageError(
+            f"/set {name}: a chat has one answer, without the question; `hotset run` has --samples and --echo"
+        )
     try:
-        changed = {**chat.sampling, name: json.loads(text)}
+        changed = {**chat.sampling, name: _value(name, text)}
         SamplingParams(**changed)
     except (ValueError, TypeError) as error:
         if isinstance(error, HotsetError):
@@ -186,6 +196,14 @@ def _set(chat: Conversation, argument: str) -> str:
         ) from None
     chat.sampling = changed
     return f"{name} = {text}"
+
+
+def _value(name: str, text: str) -> Any:
+    """A value in JSON, whose keys are texts: those of logit_bias are token ids."""
+    value = json.loads(text)
+    if name == "logit_bias" and isinstance(value, dict):
+        return {int(key) if key.isdecimal() else key: bias for key, bias in value.items()}
+    return value
 
 
 def _stats(chat: Conversation, argument: str) -> str:
