@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -11,6 +12,8 @@ from typing import Any
 from hotset.errors import UsageError
 
 _SEEDS = 1 << 64
+_MOST = (1 << 31) - 1  # the native core counts in 32 bits
+_LARGEST = float.fromhex("0x1.fffffep+127")  # and computes in floats of 32 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,18 +44,18 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             self._integer("max_tokens", 1)
-        self._number("temperature", 0.0, math.inf)
-        self._integer("top_k", 0)
+        self._number("temperature", 0.0)
+        self._integer("top_k", 0, _MOST)
         self._number("top_p", 0.0, 1.0, open_low=True)
         self._number("min_p", 0.0, 1.0)
-        self._number("repetition_penalty", 0.0, math.inf, open_low=True)
-        self._number("presence_penalty", -math.inf, math.inf)
-        self._number("frequency_penalty", -math.inf, math.inf)
+        self._number("repetition_penalty", 0.0, open_low=True)
+        self._number("presence_penalty")
+        self._number("frequency_penalty")
         self._integer("n", 1)
         if self.seed is not None:
             self._integer("seed", 0, _SEEDS - 1)
         if self.logprobs is not None:
-            self._integer("logprobs", 0)
+            self._integer("logprobs", 0, _MOST)
         for name in ("ignore_eos", "echo"):
             if not isinstance(getattr(self, name), bool):
                 raise self._wrong(name, "True or False")
@@ -64,29 +67,29 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     def _wrong(self, name: str, wanted: str) -> UsageError:
-        return UsageError(f"{name} is {getattr(self, name)!r}; wanted {wanted}")
+        return UsageError(f"{name} is {_shown(getattr(self, name))}; wanted {wanted}")
 
     def _integer(self, name: str, low: int, high: int | None = None) -> None:
         value = getattr(self, name)
         if not _is_int(value) or value < low or (high is not None and value > high):
             raise self._wrong(name, f"a whole number of at least {low}" + (f", at most {high}" if high else ""))
 
-    def _number(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    def _number(self, name: str, low: float = -_LARGEST, high: float = _LARGEST, *, open_low: bool = False) -> None:
         value = getattr(self, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= value <= high or (open_low and value == low):
-            least = "" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}"
-            most = "" if high == math.inf else f", at most {high:g}"
-            raise self._wrong(name, f"a number{least}{most}")
+        if not _is_number(value) or not low <= value <= high or (open_low and value == low):
+            least = "" if low == -_LARGEST else f" {'above' if open_low else 'of at least'} {low:g}"
+            most = "" if high == _LARGEST else f", at most {high:g}"
+            size = ", no larger than floats of 32 bits (3.4e38)" if _is_number(value) and abs(value) > _LARGEST else ""
+            raise self._wrong(name, f"a number{least}{most or size}")
 
     def _check_bias(self) -> None:
-        wanted = "a mapping from token id to number (-inf bans the token)"
+        wanted = "a mapping from token id to number, at most 3.4e38 (-inf bans the token)"
         if not isinstance(self.logit_bias, Mapping):
             raise self._wrong("logit_bias", wanted)
         for token, bias in self.logit_bias.items():
-            number = isinstance(bias, (int, float)) and not math.isnan(bias) and bias != math.inf
-            if not _is_int(token) or token < 0 or not number:
-                raise UsageError(f"logit_bias has {token!r}: {bias!r}; wanted {wanted}")
+            fits = _is_number(bias) and (-sys.float_info.max <= bias <= _LARGEST or bias == -math.inf)
+            if not _is_int(token) or token < 0 or not fits:
+                raise UsageError(f"logit_bias has {_shown(token)}: {_shown(bias)}; wanted {wanted}")
 
     def _check_stops(self) -> None:
         if not isinstance(self.stop, (str, Sequence)) or not all(isinstance(s, str) and s for s in self.stops):
@@ -109,6 +112,19 @@ def merged(params: SamplingParams | None, options: Mapping[str, Any]) -> Samplin
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: object, limit: int = 80) -> str:
+    """What was got, in one line: Python gives no text at all to whole numbers of more than 4300 digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "too long to be shown"
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def sample_seed(seed: int, index: int) -> int:

@@ -36,6 +36,8 @@ def assert_complaint(done, code: int, *parts: str) -> None:
         (["bench", "m", "--threads", "1,x"], ["--threads '1,x'"]),
         (["inspect", "smollm2-135m-instrct"], ["did you mean smollm2-135m-instruct?"]),
         (["eval", "pple"], ["Did you mean 'ppl'?"]),
+        (["eval", "ppl", "m", "--window", "2"], ["--window is 2", "at least 3", "--stride"]),
+        (["run", "m", "p", "--top-k", "99999999999"], ["top_k is 99999999999", "at most 2147483647"]),
     ],
 )
 def test_wrong_usage(hotset, args, parts):
@@ -60,6 +62,42 @@ def test_values_that_no_model_takes(hotset, store, flag, value, parts):
 
 def test_unsupported_isa(hotset, store):
     assert_complaint(hotset("run", store, "p", "--isa", "avx9"), 9, "avx9", "scalar")
+
+
+@pytest.mark.parametrize("command", ["run", "pack", "inspect", "convert", "bench"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Tell me of the sun. " * 20, "so long a name; a prompt comes after the model"),
+        ("b" * 300 + "/c", "so long a name"),
+        ("~nosuchuser/model", "nobody of that name has a home"),
+    ],
+)
+def test_names_that_no_model_can_have(capsys, command, name, why):
+    assert cli.main([command, name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hotset: '{name[:200].strip()}")
+    assert "is no store, .gguf file or folder here, and no hub id (owner/name)" in error
+    assert why in error
+
+
+def test_other_paths_in_the_home_of_nobody(hotset, store):
+    assert_complaint(hotset("run", store, "p", "--trace", "~nosuchuser/t"), 2, "a path with ~", "set HOME")
+
+
+def test_a_terminal_is_no_text(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert cli.main(["run", "m"]) == 7
+    assert "got no prompt; give it as an argument, with --file PATH or on standard input" in capsys.readouterr().err
+    assert cli.main(["eval", "ppl", "m"]) == 7
+    error = capsys.readouterr().err
+    assert "got no text; name a file of it after the model, or give it on standard input" in error
+    assert "--file" not in error
+
+
+def test_a_text_that_is_missing(capsys, tmp_path):
+    assert cli.main(["eval", "ppl", "m", str(tmp_path / "none")]) == 5
+    assert f"cannot read the text from {tmp_path / 'none'}: No such file" in capsys.readouterr().err
 
 
 def test_budget_that_cannot_work(hotset, store):

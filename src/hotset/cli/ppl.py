@@ -9,7 +9,8 @@ import typer
 
 from hotset.cli.options import EngineFlags, JsonFlag, ModelArgument, takes
 from hotset.cli.progress import progress_bar
-from hotset.cli.text import print_json, read_prompt
+from hotset.cli.text import print_json, read_text
+from hotset.errors import UsageError
 
 
 @takes(engine=EngineFlags)
@@ -27,7 +28,11 @@ def ppl(
     engine: EngineFlags,
 ) -> None:
     """Perplexity of a model on a text, by default in the windows that llama-perplexity uses."""
-    document = read_prompt(None, text)
+    if stride is None and window < 3:  # the first token of a second half is only read
+        raise UsageError(
+            f"--window is {window}; wanted at least 3, of whose second half a token is scored, or a --stride"
+        )
+    document = read_text(text, "text", "name a file of it after the model, or give it on standard input")
     from hotset.cli.load import load_model
 
     with load_model(model, engine, quiet=json) as llm, progress_bar(not json) as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from pathlib import Path
@@ -19,13 +20,21 @@ def read_prompt(argument: str | None, file: Path | None) -> str:
         raise InputError("got a prompt and --file; give one of them")
     if argument is not None:
         return _utf8(argument.encode(errors="surrogateescape"), "the prompt")
+    return read_text(file, "prompt", "give it as an argument, with --file PATH or on standard input")
+
+
+def read_text(file: Path | None, what: str, ways: str) -> str:
+    """A text from a file, else from standard input if that is no terminal; `what` it is and the `ways` to give it.
+
+    Raises InputError (none given, not UTF-8) or StorageError.
+    """
     if file is not None:
         try:
             return _utf8(file.read_bytes(), str(file))
         except OSError as error:
-            raise StorageError(f"cannot read the prompt from {file}: {error.strerror}") from error
-    if sys.stdin is None or sys.stdin.isatty():
-        raise InputError("got no prompt; give it as an argument, with --file PATH or on standard input")
+            raise StorageError(f"cannot read the {what} from {file}: {error.strerror}") from error
+    if sys.stdin.isatty():
+        raise InputError(f"got no {what}; {ways}")
     return _utf8(sys.stdin.buffer.read(), "standard input")
 
 
@@ -40,8 +49,9 @@ def _utf8(data: bytes, source: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on one line."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """One JSON value on one line; in ASCII where standard output is not UTF-8, which JSON has to be."""
+    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    print(json.dumps(value, ensure_ascii=not utf8), flush=True)
 
 
 def human_bytes(count: float) -> str:
