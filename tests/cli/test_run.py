@@ -52,6 +52,7 @@ def test_samples_are_lines_of_json_and_repeat_with_the_seed(hotset, store):
     lines = hotset(*args, "--json").out.splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     assert len(texts) == 3
+    assert all(answer["output_tokens"] == len(answer["tokens"]) for answer in map(json.loads, lines)), "of its own"
     assert len(set(texts)) > 1
     assert texts == [json.loads(line)["text"] for line in hotset(*args, "--json", "--threads", "1").out.splitlines()]
     shown = hotset(*args, "--quiet").out

@@ -120,7 +120,7 @@ def _as_json(llm: LLM, model: str, completion: Completion, sample: Sample, loade
         "stop_reason": sample.stop_reason,
         "seed": completion.seed,
         "prompt_tokens": stats.prompt_tokens,
-        "output_tokens": stats.output_tokens,
+        "output_tokens": len(sample.tokens),
         "load_s": loaded,
         "ttft_s": stats.ttft,
         "tokens_per_s": stats.decode_rate,
