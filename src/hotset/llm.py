@@ -17,6 +17,7 @@ from hotset.engine.budget import KvType, parse_bytes
 from hotset.engine.cgroup import peak_memory
 from hotset.engine.memory_watch import MemoryWatch
 from hotset.engine.native import draw_factory
+from hotset.engine.revocable import CLOSED
 from hotset.engine.score import Perplexity
 from hotset.errors import InputError, UsageError
 from hotset.formats.store import is_store, open_store
@@ -126,17 +127,18 @@ class LLM:
         """Continues a prompt (text or token ids), or several at once.
 
         options: fields of SamplingParams, in place of `params` or on top of it.
+        Raises: InputError or UsageError for a prompt or an option that cannot be run, before any of them runs;
+        ModelError if the model computes no numbers for one of them.
         """
         many = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], (str, list))
         prompts: list[Any] = list(prompt) if many else [prompt]
         chosen = merged(params, options)
-        requests = [self._submit(self._encode(one), chosen) for one in prompts]
-        completions = self._run(requests)
+        completions = self._run([self._encode(one) for one in prompts], chosen)
         return completions if many else completions[0]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **options: Any) -> Completion:
         """Answers a conversation of {"role": …, "content": …}, put in the model's form by its chat template."""
-        return self._run([self._submit(self._encode_chat(messages), merged(params, options))])[0]
+        return self._run([self._encode_chat(messages)], merged(params, options))[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Stream:
         """Like `generate` for one prompt, or `chat` for messages, token by token."""
@@ -164,7 +166,10 @@ class LLM:
         return self.tokenizer.decode(tokens, skip_special)
 
     def logits(self, prompt: str | Sequence[int]) -> NDArray[np.float32]:
-        """Logits after every token: [tokens, vocab]."""
+        """Logits after every token: [tokens, vocab].
+
+        Raises: InputError for a text that cannot be run; MemoryBudgetError if running requests hold its room.
+        """
         return score.logits(self._running(), self._encode(prompt))
 
     def perplexity(
@@ -181,6 +186,7 @@ class LLM:
         stride None: whole windows side by side, the second half of each scored, first token replaced by BOS where the
         model uses it: the same numbers as llama.cpp's perplexity tool with `-c window`. Otherwise windows `stride`
         tokens apart, each token scored once, as in Hugging Face's guide. most_windows: stop after so many.
+        Raises: UsageError for a window or stride that is none; otherwise as `logits`.
         """
         engine = self._running()
         if not 2 <= window <= engine.context:
@@ -256,7 +262,12 @@ class LLM:
             self._running().cache.clear()
 
     def close(self) -> None:
-        """Frees the model's memory and writes the trace. Streams still open end with an error."""
+        """Frees the model's memory and writes the trace. Streams still open end with UsageError, as all calls do then.
+
+        Waits for a running step.
+        """
+        if (engine := self._engine) is not None:
+            engine.close()
         self._engine = self._core = None
         if self._trace is not None:
             self._trace.close()
@@ -269,12 +280,12 @@ class LLM:
 
     def _running(self) -> Engine:
         if self._engine is None:
-            raise UsageError("this LLM is closed; make a new one")
+            raise UsageError(CLOSED)
         return self._engine
 
     def _native(self) -> _core.Engine:
         if self._core is None:
-            raise UsageError("this LLM is closed; make a new one")
+            raise UsageError(CLOSED)
         return self._core
 
     def _encode(self, prompt: Any) -> list[int]:
@@ -299,12 +310,19 @@ class LLM:
         echoed = self.tokenizer.decode(tokens, skip_special=True) if params.echo else ""
         return engine.submit(tokens, params, seed, ends, echoed)
 
-    def _run(self, requests: list[Request]) -> list[Completion]:
+    def _run(self, prompts: list[list[int]], params: SamplingParams) -> list[Completion]:
         engine = self._running()
+        for prompt in prompts:  # all, before any of them is queued
+            engine.check(prompt)
+        requests: list[Request] = []
         try:
+            for prompt in prompts:  # one by one, so that those queued are known when Ctrl-C comes
+                requests.append(self._submit(prompt, params))  # noqa: PERF401
             for request in requests:
                 while not request.finished:
                     engine.advance(request)
+                if request.error is not None:  # it failed in a step that another request drove
+                    raise request.error
         finally:
             for request in requests:
                 engine.cancel(request)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from traceback import clear_frames
+from typing import cast
 
 import numpy as np
 
@@ -11,11 +13,12 @@ from hotset.engine.backend import Core, Decoder, DrawFactory
 from hotset.engine.lock import FairLock
 from hotset.engine.output import Chunk, TokenLogprob
 from hotset.engine.prefix_cache import PrefixCache
+from hotset.engine.revocable import CLOSED, Revocable, refuse
 from hotset.engine.scheduler import Scheduler, Slice
 from hotset.engine.sequence import Request, Sequence
 from hotset.engine.speculate import Speculator
 from hotset.engine.stops import StopMatcher
-from hotset.errors import InputError, MemoryBudgetError
+from hotset.errors import InputError, MemoryBudgetError, UsageError
 from hotset.params import SamplingParams, sample_seed
 
 # Logits of one step, in bytes: float32 rows of the whole vocabulary add up fast.
@@ -49,6 +52,8 @@ class Engine:
         drafts: bool = False,
         counters: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        self._lent = Revocable(core)
+        core = cast(Core, self._lent)
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
@@ -63,18 +68,17 @@ class Engine:
     ) -> Request:
         """Queues a prompt; `advance` computes it. ends: tokens that end the answer.
 
-        Raises: InputError for an empty or too long prompt, or a token that the model does not have.
+        Raises: InputError for an empty or too long prompt, or a token that the model does not have; UsageError once
+        this is closed.
         """
         self.check(prompt)
         request = Request(list(prompt), params, seed, ends, echoed)
-        for index in range(params.n):
-            draw = self._draw_factory(params, sample_seed(seed, index), request.prompt)
-            stops = StopMatcher(params.stops)
-            request.sequences.append(Sequence(request, index, list(prompt), draw, self._make_decoder(), stops))
-        with self.lock:
-            self._requests += 1
-            request.number = self._requests
-            self._scheduler.add(request.sequences[0])  # the others begin where its prompt ends
+        try:
+            with self.lock:
+                self._queue(request)
+        except BaseException:  # Ctrl-C, maybe after it was queued: nobody will have it
+            request.abandoned = True
+            raise
         return request
 
     def check(self, prompt: list[int]) -> None:
@@ -86,14 +90,19 @@ class Engine:
                 f"the prompt has {len(prompt)} tokens; the context holds {self.context}, and one must stay free for "
                 "the answer. Shorten the prompt, or load the model with a larger context"
             )
-        for token in prompt:
+        self.check_ids(prompt)
+
+    def check_ids(self, tokens: Iterable[int]) -> None:
+        """Raises InputError unless the model has all these tokens."""
+        for token in tokens:
             if not isinstance(token, (int, np.integer)) or not 0 <= token < self.vocab:
                 raise InputError(f"token id {token!r} is unknown; this model's go from 0 to {self.vocab - 1}")
 
     def advance(self, request: Request) -> None:
         """One step, if the request is not finished. Other requests advance with it.
 
-        Raises what the step raised; KeyboardInterrupt leaves every request as it was before the step.
+        Raises what the step raised, or the request's error, whoever drove the step that it failed in;
+        KeyboardInterrupt leaves every request as it was before the step.
         """
         with self.lock:
             if not request.finished:
@@ -106,13 +115,27 @@ class Engine:
         with self.lock:
             self._cancel(request)
 
-    def make_room(self, tokens: int) -> None:
-        """Frees old prefixes until the KV cache has room for `tokens` more.
+    def close(self) -> None:
+        """Fails what is not finished with UsageError, and lets go of the core, whoever keeps this engine or a request.
 
-        Raises: InputError if they exceed the context; MemoryBudgetError if running requests hold the rest.
+        Waits for a running step. Further requests are refused with UsageError, as is all use of `core`.
+        """
+        with self.lock:
+            for request in {s.request for s in self._scheduler.active}:
+                self._fail(request, UsageError(CLOSED))
+            self.cache.clear()
+            self._draw_factory = self._watch = self._counters = refuse  # they hold the core, too
+            self._lent.revoke()
+
+    def make_room(self, tokens: int) -> None:
+        """Frees what nobody waits for, and old prefixes, until the KV cache has room for `tokens` more.
+
+        The caller holds the lock. Raises: InputError if they exceed the context; MemoryBudgetError if running requests
+        hold the rest; UsageError once this is closed.
         """
         if tokens > self.context:
             raise InputError(f"the text has {tokens} tokens; the context holds {self.context}")
+        self._cancel_abandoned()
         while (free := self.core.kv_free_tokens()) < tokens:
             if not self.cache.evict():
                 raise MemoryBudgetError(
@@ -120,9 +143,18 @@ class Engine:
                     "Wait for them, or load the model with more kv_tokens"
                 )
 
+    def _queue(self, request: Request) -> None:
+        params = request.params
+        for index in range(params.n):  # under the lock, as samplers hold the core
+            draw = self._draw_factory(params, sample_seed(request.seed, index), request.prompt)
+            decoder, stops = self._make_decoder(), StopMatcher(params.stops)
+            request.sequences.append(Sequence(request, index, list(request.prompt), draw, decoder, stops))
+        self._requests += 1
+        request.number = self._requests
+        self._scheduler.add(request.sequences[0])  # the others begin where its prompt ends
+
     def _run_step(self) -> None:
-        for abandoned in {s.request for s in self._scheduler.active if s.request.abandoned}:
-            self._cancel(abandoned)
+        self._cancel_abandoned()
         slices = self._scheduler.plan()
         if not slices:
             return
@@ -137,6 +169,10 @@ class Engine:
         except BaseException:
             self._resync()
             raise
+
+    def _cancel_abandoned(self) -> None:
+        for request in {s.request for s in self._scheduler.active if s.request.abandoned}:
+            self._cancel(request)
 
     def _cancel(self, request: Request) -> None:
         for sequence in request.sequences:
@@ -251,15 +287,17 @@ class Engine:
     def _end(self, sequence: Sequence, *, keep: bool) -> None:
         if sequence in self._scheduler.active:
             self._scheduler.remove(sequence, keep=keep)
+        sequence.draw = None  # of a sample that never began, too
         request = sequence.request
         if all(s.finish_reason is not None for s in request.sequences):
             request.ended = time.perf_counter()
 
     def _fail(self, request: Request, error: BaseException) -> None:
+        clear_frames(error.__traceback__)  # samplers there would keep the core for as long as the error
+        request.error = error  # before it counts as finished, which other threads look at
         for sequence in request.sequences:
             sequence.finish_reason = sequence.finish_reason or "cancelled"
             self._end(sequence, keep=False)
-        request.error = error
 
     def _resync(self) -> None:
         """After an interrupted step: counts what the cache really holds; a token whose logits were lost is redone."""

@@ -61,6 +61,7 @@ class Stats:
     latencies: tuple[float, ...] = ()  # of each token of the first sample after its first
     # Of a packed model: what its counters (LLM.stats, neuron_…) grew by from the first token to the last.
     neurons: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 1  # that output_tokens are of
 
     @property
     def prefill_rate(self) -> float:
@@ -74,9 +75,9 @@ class Stats:
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second after the first, which belongs to the prompt's time; 0 if there was no second."""
-        elapsed = self.total - self.ttft
-        return (self.output_tokens - 1) / elapsed if self.output_tokens > 1 and elapsed > 0 else 0.0
+        """Tokens per second after each sample's first, which belongs to the prompt's time; 0 if there was no second."""
+        elapsed, tokens = self.total - self.ttft, self.output_tokens - self.samples
+        return tokens / elapsed if tokens > 0 and elapsed > 0 else 0.0
 
     def latency(self, share: float) -> float:
         """Seconds within which this share of the tokens after the first came, such as 0.99; 0 if there were none."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +67,9 @@ def perplexity(
 
     bos_id: replaces the first token of every window, if given, as llama.cpp does for models that start texts with BOS.
     progress: called with windows done and in all.
-    Raises: InputError if no token would be scored.
+    Raises: InputError if no token would be scored, or for a token that the model does not have.
     """
+    engine.check_ids(tokens)
     if not any(w.first < w.end for w in windows):
         raise InputError(f"the text has {len(tokens)} tokens, too few to score; give a longer text or a smaller window")
     logprobs: list[float] = []
@@ -84,26 +86,36 @@ def perplexity(
 
 
 def token_logprobs(engine: Engine, tokens: list[int], first: int = 1) -> NDArray[np.float32]:
-    """log p(tokens[i] | tokens before i) for i from `first` (>= 1) on: [len(tokens) - first]."""
+    """log p(tokens[i] | tokens before i) for i from `first` (>= 1) on: [len(tokens) - first].
+
+    Raises: UsageError for a smaller `first`; InputError for a token that the model does not have, or too many.
+    """
     if first < 1:
         raise UsageError(f"first is {first}; the first token has nothing before it, so wanted at least 1")
-    rows = [
-        engine.core.token_logprobs(np.array(tokens[start + 1 : start + 1 + count], np.int32))
-        for start, count in _steps(engine, tokens[:-1], first - 1)
-    ]
+    engine.check_ids(tokens)
+    with closing(_steps(engine, tokens[:-1], first - 1)) as steps:
+        rows = [
+            engine.core.token_logprobs(np.array(tokens[start + 1 : start + 1 + count], np.int32))
+            for start, count in steps
+        ]
     return np.concatenate([*rows, np.empty(0, np.float32)])
 
 
 def logits(engine: Engine, tokens: list[int]) -> NDArray[np.float32]:
-    """Logits after every token: [len(tokens), vocab]."""
+    """Logits after every token: [len(tokens), vocab].
+
+    Raises: InputError for a token that the model does not have, or too many.
+    """
+    engine.check_ids(tokens)
     out = np.empty((len(tokens), engine.vocab), np.float32)
-    for start, count in _steps(engine, tokens, 0):
-        out[start : start + count] = engine.core.logits()
+    with closing(_steps(engine, tokens, 0)) as steps:
+        for start, count in steps:
+            out[start : start + count] = engine.core.logits()
     return out
 
 
-def _steps(engine: Engine, tokens: list[int], first: int) -> Iterator[tuple[int, int]]:
-    """Runs `tokens` on a sequence of their own, holding the engine's lock.
+def _steps(engine: Engine, tokens: list[int], first: int) -> Generator[tuple[int, int], None, None]:
+    """Runs `tokens` on a sequence of their own, holding the engine's lock until it ends or is closed.
 
     Yields (start, count) of each step from `first` on; its logits are then the core's last.
     """

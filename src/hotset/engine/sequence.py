@@ -94,6 +94,7 @@ class Request:
             accepted=self.accepted,
             latencies=tuple(later - before for before, later in pairwise(self.times)),
             neurons=_growth(*self.counted) if len(self.counted) == 2 else {},
+            samples=len(self.sequences),
         )
         return Completion(tuple(s.sample() for s in self.sequences), self.seed, stats)
 

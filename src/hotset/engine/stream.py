@@ -14,6 +14,8 @@ class Stream(Iterator[Chunk]):
     """Chunks of one answer as they come. Closing it, or dropping it, cancels what is left.
 
     Several streams may be open at once; each advances all of them. Not for two threads at once.
+    Raises: what its request failed with, such as ModelError if the model computes no numbers; UsageError if the LLM was
+    closed before the answer was whole.
     """
 
     def __init__(self, engine: Engine, request: Request) -> None:
@@ -27,6 +29,8 @@ class Stream(Iterator[Chunk]):
             self.close()
             raise
         if not self._request.chunks:
+            if self._request.error is not None:  # it failed in a step that another request drove
+                raise self._request.error
             raise StopIteration
         return self._request.chunks.popleft()
 

@@ -180,7 +180,7 @@ class _Run:
         from hotset.planner.drafting import most_pass_reads, of_rounds, verification
         from hotset.planner.model_cost import Demand
 
-        tokens, drafted, hot = stats.output_tokens - 1, max(stats.drafted, 1), sum(self.plan.hot)
+        tokens, drafted, hot = stats.output_tokens - stats.samples, max(stats.drafted, 1), sum(self.plan.hot)
         every = Demand(self.sizes.neurons, counts["active"], counts["active"], 0, 0, 0)
         verify = verification(self.sizes, hot, every, self.resident, self.rates, self.plan.threads)
         passes = stats.passes / tokens
