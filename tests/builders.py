@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -142,6 +143,24 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_token_merges(merges)
     writer.add_bos_token_id(259)
     writer.add_eos_token_id(259)
+
+
+def byte_folder(folder: Path, post_processor: str, config: dict[str, Any]) -> Path:
+    """A tokenizer.json of single bytes after <s> and </s>. post_processor: "none", "byte level", "template" (BOS)."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    if post_processor == "byte level":
+        made.post_processor = tokenizers.processors.ByteLevel()
+    elif post_processor == "template":
+        made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def patched(data: bytes, offset: int, new: bytes) -> bytes:

