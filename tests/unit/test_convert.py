@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hotset import _core
 from hotset.errors import FormatError, ModelError, StorageError, UsageError
 from hotset.formats.store import NEURONS, Store, open_store
+from hotset.formats.store_writer import JOURNAL
 from hotset.tools.convert import NEAREST, convert
 from hotset.tools.convert_encode import CHUNK_WEIGHTS
 
@@ -274,6 +275,8 @@ def test_the_same_again_does_nothing_and_anything_else_is_refused(tmp_path: Path
     again = convert(folder, dest)
     assert (first.unchanged, again.unchanged) == (False, True)
     assert {p.name: p.stat().st_mtime_ns for p in dest.iterdir()} == before
+    (dest / JOURNAL).touch()  # as a kill in the last moment leaves it
+    assert convert(folder, dest).unchanged and not (dest / JOURNAL).exists()
     with pytest.raises(UsageError, match="other options"):
         convert(folder, dest, quant="q8_0")
     assert not convert(folder, dest, quant="q8_0", force=True).unchanged

@@ -254,6 +254,41 @@ def test_a_broken_journal_starts_over(tmp_path: Path, journal: bytes) -> None:
     open_store(dest).verify()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_kill_while_the_store_gets_its_name_loses_nothing(tmp_path: Path, replaced: bool) -> None:
+    dest = tmp_path / "store"
+    if replaced:
+        write(dest, "other")
+    code = f"""
+import os, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from test_formats_store import *
+Path.rename = lambda self, other: os.rename(self, other) if self.name == "store" else os.kill(os.getpid(), 9)
+write(Path({str(dest)!r}), replace=True)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert not dest.exists()
+    with StoreWriter(dest, TENSORS, "key") as writer:
+        assert list(writer.done) == [tensor.name for tensor in TENSORS]
+    write(dest)
+    open_store(dest).verify()
+    assert [p.name for p in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_journal_left_in_a_finished_store_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("hotset.formats.store_writer.remove_journal", lambda store: None)  # as if killed just before
+        write(tmp_path / "store")
+    assert (tmp_path / "store" / JOURNAL).is_file()
+    assert is_store(tmp_path / "store")
+    open_store(tmp_path / "store").verify()
+    with StoreWriter(tmp_path / "store", TENSORS, "key") as writer:  # its lock is another
+        assert not writer.done
+        writer.discard()
+    write(tmp_path / "store", replace=True)
+    assert not (tmp_path / "store" / JOURNAL).exists()
+
+
 def test_other_options_do_not_resume(tmp_path: Path) -> None:
     stop_after(tmp_path / "second", 2)
     with StoreWriter(tmp_path / "second", TENSORS, "other") as writer:

@@ -2,7 +2,7 @@
 
 Everything goes into a folder `DEST.partial-KEY` beside the destination, which is renamed at the end. `journal.jsonl` in
 it gets one line with a checksum for each finished tensor, so a conversion that was stopped goes on after the last
-tensor that is whole.
+tensor that is whole; it goes only when the store has its name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -208,11 +209,17 @@ class StoreWriter:
                 raise UsageError(f"{self.dest} has come into being meanwhile; the finished store is in {self.folder}")
             _remove(old)
             self.dest.rename(old)
-        (self.folder / JOURNAL).unlink()
         _sync_folder(self.folder)
         self.folder.rename(self.dest)
         _sync_folder(self.dest.parent)
+        remove_journal(self.dest)
         _remove(old)
+
+
+def remove_journal(store: Path) -> None:
+    """Removes the journal of a finished store, if a kill just after the renaming left it there; no reader minds it."""
+    with suppress(OSError):
+        (store / JOURNAL).unlink(missing_ok=True)
 
 
 def _file_of(tensor: StoreTensor) -> str:

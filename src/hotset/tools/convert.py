@@ -13,7 +13,7 @@ from hotset.formats.files import Json
 from hotset.formats.progress import Progress, silent
 from hotset.formats.store import CONFIG, FORMAT_VERSION, Store, is_store, open_store
 from hotset.formats.store_file import StoreTensor
-from hotset.formats.store_writer import StoreWriter
+from hotset.formats.store_writer import StoreWriter, remove_journal
 from hotset.quant import HF_DEFAULT, QuantPlan, parse_quant
 from hotset.tools.convert_encode import ErrorSums, pack
 from hotset.tools.convert_report import ClassReport, ConvertReport, class_reports
@@ -103,7 +103,8 @@ def write_store(
         "source": {"kind": source.kind, "name": source.name, "fingerprint": source.fingerprint},
         "options": options.to_json(),
     }
-    unchanged = not force and _already_there(dest, section)
+    if unchanged := not force and _already_there(dest, section):
+        remove_journal(dest)
     notes, resumed = ({}, 0) if unchanged else _write(source, dest, formats, section, progress, force, threads)
     return ConvertReport(
         dest=dest,
