@@ -53,7 +53,7 @@ def resolve(config: Mapping[str, Any], *, ignore_keys: Collection[str] = ()) -> 
     reader.only("pruned_heads", {})
     parts = family.build(reader)
     reader.finish(INERT | family.inert)
-    # A tied head is often stored as well, as a copy of the embedding.
+    # A tied head is often stored as well, as a copy of the embedding; `convert` makes sure that it is one.
     copies = () if "head" in parts.names else ("lm_head.weight", "*.lm_head.weight")
     predictors = (name.replace("{}", "*") for name in parts.predictor.values())
     return Model(

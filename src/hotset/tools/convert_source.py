@@ -17,6 +17,7 @@ from hotset.formats import gguf, safetensors
 from hotset.formats.files import Json, quoted, read_at, read_json, storage_error
 from hotset.formats.neurons import tensor_name
 from hotset.models import GgufImport, Model, TensorSpec, from_gguf, resolve
+from hotset.tools.convert_tied import untie
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -147,8 +148,8 @@ def _open_folder(folder: Path, ignore_keys: Collection[str]) -> Source:
         why = f"only {old[0]}, a pickle, which can run code when it is read" if old else "no weights"
         raise ModelError(f"{folder} has {why}; take the model as safetensors (most hubs offer it, or save_pretrained)")
     config = {key: value for key, value in read_json(folder / "config.json").items() if key != "hotset"}
-    model = resolve(config, ignore_keys=ignore_keys)
-    found = safetensors.read_folder(folder)
+    model, found = resolve(config, ignore_keys=ignore_keys), safetensors.read_folder(folder)
+    config, model = untie(config, model, found, ignore_keys, str(folder))
     shapes = {name: entry.shape for name, (_, entry) in found.items()}
     tensors = tuple(
         _folder_tensor(spec, *found[name])
