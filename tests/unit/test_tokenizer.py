@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from builders import byte_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,6 +123,16 @@ def test_bos_and_eos_are_put_around_texts_as_the_config_says(tmp_path: Path, fla
     assert tokenizer.adds_bos == (ends[0] is not None)
 
 
+# transformers 5 drops these keys where there is a tokenizer.json: tests/full/test_tokenizer_live.py compares.
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize("adds", [False, True])
+def test_the_post_processor_of_tokenizer_json_decides(tmp_path: Path, adds: bool, flags: dict[str, bool]) -> None:
+    config = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "LlamaTokenizerFast"}
+    tokenizer = Tokenizer.load(byte_folder(tmp_path, "template" if adds else "byte level", config | flags))
+    assert tokenizer.encode("a") == [*([0] if adds else []), tokenizer.token_id("a")]
+    assert tokenizer.adds_bos == adds
+
+
 def test_eos_ids_are_gathered_from_all_configs(tmp_path: Path) -> None:
     folder = spm_folder(tmp_path, "spm_plain", eos_token="</s>")
     (folder / "generation_config.json").write_text('{"eos_token_id": [5, 6], "bos_token_id": 1}')
@@ -205,6 +216,22 @@ def test_a_unigram_model_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x03\x0a\x01a\x12\x02\x18\x01")
     with pytest.raises(ModelError, match="unigram"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(("length", "refused"), [(4096, False), (4097, True), (3_000_000, True)])
+def test_a_piece_too_long_is_refused_at_once(tmp_path: Path, length: int, refused: bool) -> None:
+    folder = spm_folder(tmp_path, "spm_plain")
+    text, whole = b"\x0a" + _varint(length) + b"x" * length, (folder / "tokenizer.model").read_bytes()
+    (folder / "tokenizer.model").write_bytes(whole + b"\x0a" + _varint(len(text)) + text)
+    if refused:
+        with pytest.raises(FormatError, match=rf"piece 900 has {length} characters; wanted at most 4096"):
+            Tokenizer.load(folder)
+    else:
+        assert Tokenizer.load(folder).vocab_size == 901
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80]) + _varint(value >> 7) if value > 0x7F else bytes([value])
 
 
 def test_text_that_is_no_unicode_is_refused_with_its_place(plain: Tokenizer) -> None:

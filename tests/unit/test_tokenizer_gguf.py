@@ -113,6 +113,28 @@ def test_names_of_special_tokens_and_ends_of_turns(tmp_path: Path) -> None:
     assert json.loads(files["tokenizer_config.json"])["eos_token"] == "<|end|>"
 
 
+@pytest.mark.parametrize("named", [{}, {"eot_token_id": 0}])
+def test_llama_3_ends_its_answers_at_the_end_of_text_too(tmp_path: Path, named: dict[str, int]) -> None:
+    _, metadata = trained(None)
+    tokens = ["<|eot_id|>", *metadata[G + "tokens"][1:], "<|end_of_text|>", "<|eom_id|>", "<|endoftext|>"]
+    kinds = [3, *[1] * (len(tokens) - 4), 3, 3, 1]
+    changed = {"pre": "llama-bpe", "add_bos_token": False, "tokens": tokens, "token_type": kinds} | named
+    tokenizer = Tokenizer.load(write(tmp_path, from_gguf(metadata | {G + key: v for key, v in changed.items()})))
+    ends = {tokenizer.token_id(text) for text in ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")}
+    assert tokenizer.eos_ids == ends, "what is no control token ends nothing"
+
+
+@pytest.mark.parametrize(("length", "refused"), [(4096, False), (4097, True), (3_000_000, True)])
+def test_a_piece_too_long_is_refused_at_once(length: int, refused: bool) -> None:
+    metadata = spm_metadata("spm_plain")
+    metadata[G + "tokens"][-1] = "x" * length
+    if refused:
+        with pytest.raises(FormatError, match=rf"token \d+ has {length} characters; wanted at most 4096"):
+            from_gguf(metadata)
+    else:
+        from_gguf(metadata)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

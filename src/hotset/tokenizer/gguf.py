@@ -19,11 +19,16 @@ from hotset.tokenizer.vocabulary import (
     SpmRules,
     Vocabulary,
     byte_level_json,
+    check_piece,
     spm_json,
 )
 
-# Ends of a turn that files often leave unnamed; taken only if the token is a control token.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|endoftext|>")
+# Ends of a turn or text that files often leave unnamed, or name only in part (Llama 3 Instruct: EOS is <|eot_id|>, and
+# no key has <|end_of_text|>); taken only if the token is a control token.
+_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|end_of_turn|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"),
+    *("<|endoftext|>", "<|end_of_text|>"),
+)
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -115,6 +120,8 @@ def _byte_level(keys: _Keys) -> tuple[Vocabulary, dict[str, Any]]:
 
 def _spm(keys: _Keys) -> tuple[Vocabulary, dict[str, Any]]:
     vocabulary = _vocabulary(keys, add_bos=True)
+    for i, token in enumerate(vocabulary.tokens):
+        check_piece(token, f"tokenizer.ggml.tokens: token {i}")
     rules = SpmRules(
         add_space_prefix=keys.flag("add_space_prefix", True),
         remove_extra_whitespaces=keys.flag("remove_extra_whitespaces", False),
@@ -138,9 +145,8 @@ def _generation_config(keys: _Keys, vocabulary: Vocabulary) -> dict[str, Any]:
     size = len(vocabulary.tokens)
     named = [keys.token_id(key, size) for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
     ends = {i for i in named if i is not None}
-    if not keys.has("eot_token_id"):
-        control = {t for t, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True) if kind == CONTROL}
-        ends |= {vocabulary.tokens.index(t) for t in _TURN_ENDS if t in control}
+    kinds = zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+    ends |= {i for i, (token, kind) in enumerate(kinds) if kind == CONTROL and token in _ENDS}
     config: dict[str, Any] = {"eos_token_id": sorted(ends)} if ends else {}
     return config | ({} if vocabulary.bos_id is None else {"bos_token_id": vocabulary.bos_id})
 

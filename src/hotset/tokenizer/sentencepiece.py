@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hotset.errors import FormatError, ModelError
-from hotset.tokenizer.vocabulary import NORMAL, SpmRules
+from hotset.tokenizer.vocabulary import NORMAL, SpmRules, check_piece
 
 _BPE = 2
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -54,11 +54,13 @@ def parse(data: bytes) -> SentencePieceModel:
 
 
 def _piece(data: bytes, model: SentencePieceModel) -> None:
-    fields = dict(_fields(data))
+    fields, where = dict(_fields(data)), f"tokenizer.model: piece {len(model.tokens)}"
     try:
-        model.tokens.append(_message(fields.get(1, b"")).decode("utf-8"))
+        piece = _message(fields.get(1, b"")).decode("utf-8")
     except UnicodeDecodeError:
-        raise FormatError(f"tokenizer.model: piece {len(model.tokens)} is not UTF-8") from None
+        raise FormatError(f"{where} is not UTF-8") from None
+    check_piece(piece, where)
+    model.tokens.append(piece)
     score = fields.get(2, 0.0)
     model.scores.append(score if isinstance(score, float) else 0.0)
     model.kinds.append(_integer(fields.get(3, NORMAL)))

@@ -46,6 +46,9 @@ class Tokenizer:
     def load(folder: str | Path) -> Tokenizer:
         """Reads the tokenizer of a store or of a Hugging Face folder.
 
+        BOS and EOS go around texts as tokenizer.json's post-processor says; add_bos_token and add_eos_token of
+        tokenizer_config.json count only where there is no tokenizer.json, as in transformers 5.
+
         Raises: ModelError if there is none that hotset can read; FormatError if a file is broken.
         """
         folder = Path(folder)

@@ -13,6 +13,7 @@ from hotset.tokenizer.pretokenizers import PreTokenizer
 # Kinds of tokens, numbered as in SentencePiece's protobuf and in GGUF's tokenizer.ggml.token_type.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
+MOST_CHARACTERS = 4096  # of a piece; published ones have some hundred, and finding its merges takes their square
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,14 @@ class SpmRules:
     add_space_prefix: bool = True
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""  # compiled normalization rules; empty: identity
+
+
+def check_piece(piece: str, where: str) -> None:
+    """Raises FormatError for a piece of SentencePiece so long that only a damaged or hostile file has it."""
+    if len(piece) > MOST_CHARACTERS:
+        raise FormatError(
+            f"{where} has {len(piece)} characters; wanted at most {MOST_CHARACTERS}: the file is damaged, get it again"
+        )
 
 
 def spm_json(vocabulary: Vocabulary, scores: Sequence[float], rules: SpmRules) -> dict[str, Any]:
