@@ -126,6 +126,9 @@ def test_hub_ids(text: str, wanted: bool) -> None:
 
 
 SAFETENSORS = ["config.json", "tokenizer.json", "model.safetensors", "README.md", "onnx/model.safetensors", "a.bin"]
+# As Mistral-7B-Instruct-v0.3 has them: the whole model twice.
+SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+TWICE = ["config.json", "consolidated.safetensors", "model.safetensors.index.json", *SHARDS, "params.json"]
 GGUFS = ["m-F16.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "README.md"]
 
 
@@ -139,6 +142,20 @@ GGUFS = ["m-F16.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "README.md"]
         ([*SAFETENSORS, *GGUFS], "", "", ("config.json", "tokenizer.json", "model.safetensors")),
         ([*SAFETENSORS, *GGUFS], "", "F16", ("m-F16.gguf",)),
         (["odd.gguf"], "", "", ("odd.gguf",)),
+        (TWICE, "", "", ("config.json", "model.safetensors.index.json", "params.json", *SHARDS)),
+        (
+            ["config.json", "consolidated.safetensors", "model.safetensors"],
+            "",
+            "",
+            ("config.json", "model.safetensors"),
+        ),
+        (
+            ["model.safetensors.index.json", "a-1.safetensors"],
+            "",
+            "",
+            ("model.safetensors.index.json", "a-1.safetensors"),
+        ),
+        (["config.json", "weights.safetensors"], "", "", ("config.json", "weights.safetensors")),
     ],
 )
 def test_which_files_make_the_model(names: list[str], file: str, tag: str, wanted: tuple[str, ...]) -> None:

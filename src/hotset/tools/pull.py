@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from hotset.errors import DownloadError, UsageError
 from hotset.formats.progress import Progress, silent
+from hotset.formats.safetensors import INDEX_FILE, SINGLE_FILE
 from hotset.formats.store import is_store
 from hotset.quant import parse_quant
 from hotset.tools.resolve import ALIASES, cache_dir, hub_store, is_hub_id, unknown_model
@@ -160,8 +161,7 @@ def choose_files(repo: str, names: Sequence[str], file: str = "", tag: str = "")
             return (matching[0],)
         listed = ", ".join(ggufs[:12]) or "none"
         raise DownloadError(f"{repo} has no {file or f'GGUF of type {tag}'}; its .gguf files: {listed}")
-    weights = [name for name in names if name.endswith(".safetensors") and "/" not in name]
-    if weights:
+    if weights := _weights(names):
         small = [n for n in names if "/" not in n and any(fnmatch.fnmatch(n, p) for p in _SMALL)]
         return (*small, *weights) if small else tuple(weights)
     for kind in _PREFERRED:
@@ -173,6 +173,14 @@ def choose_files(repo: str, names: Sequence[str], file: str = "", tag: str = "")
     if ggufs:
         raise DownloadError(f"{repo} has several GGUF files; name one as {repo}/FILE: {', '.join(ggufs[:12])}")
     raise DownloadError(f"{repo} has neither safetensors nor GGUF files; hotset reads no other weights")
+
+
+def _weights(names: Sequence[str]) -> list[str]:
+    """The safetensors that make the model: a second copy may lie beside them, such as consolidated.safetensors."""
+    found = [name for name in names if name.endswith(".safetensors") and "/" not in name]
+    if INDEX_FILE in names:
+        return [name for name in found if name.startswith("model")] or found
+    return [SINGLE_FILE] if SINGLE_FILE in found else found
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
