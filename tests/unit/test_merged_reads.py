@@ -78,7 +78,7 @@ def test_a_plan_keeps_its_sizes_and_what_they_take(tmp_path: Path) -> None:
     chosen = make_plan(store, model, Wishes(memory=1 << 30), {"merged_bytes": "262144", "gap_bytes": "0"})
     write_plan(chosen, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == chosen and (chosen.merged_bytes, chosen.gap_bytes) == (262144, 0)
-    given = given_plan(tmp_path / "plan.json", store, model, made_for(store, 1 << 30, "f16", "exact"), "f16", {})
+    given = given_plan(tmp_path / "plan.json", store, model, made_for(store, 1 << 30, "f16", "exact"), "f16", {}, 0)
     assert given.memory["buffers"] == chosen.memory["buffers"]
     for wrong in ("5000", str(32 << 20)):
         with pytest.raises(UsageError, match=r"merged_bytes=.*multiple of 4096"):

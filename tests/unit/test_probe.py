@@ -1,14 +1,8 @@
-"""What a probe concludes from its samples, and that it is measured once."""
+"""What a probe concludes from its samples, and how it gets them."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +14,6 @@ from hotset.errors import FormatError, StorageError
 from hotset.planner.rates import Rates, load_rates, rates_from_json
 from hotset.tools import probe as tool
 from hotset.tools import probe_drive, probe_neurons
-from hotset.tools.disturbance import disturbed
 from hotset.tools.probe_drive import MIB, DriveGrid, DriveSample
 from hotset.tools.probe_kernels import check_bytes_per_s, int8_gmac_per_s, thread_counts
 
@@ -270,105 +263,3 @@ def test_rates_of_decoding_are_differences_of_times(tmp_path: Path, monkeypatch:
     assert probe_neurons.neuron_bytes_per_s(models, 2, 1.0) == pytest.approx(600 * vector / 3e-3)
     assert probe_neurons.neuron_bytes_per_s(models, 2, 1.0, vector_s) == pytest.approx(vector / 4.8e-6)
     assert probe_neurons.neuron_bytes_per_s(models, 2, 1.0, 1.0) == pytest.approx(vector / 2.5e-6), "half at most"
-
-
-@pytest.fixture
-def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose probe takes no time, with a cache of its own."""
-    monkeypatch.setenv("HOTSET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe_drive, "QUICK", SMALL)
-    monkeypatch.setattr(probe_drive, "FULL", SMALL)
-    monkeypatch.setattr(probe_drive, "LEAST_FILE", MIB)
-    monkeypatch.setattr("hotset.tools.probe_kernels.int8_gmac_per_s", lambda threads, seconds: 50.0 * threads)
-    monkeypatch.setattr("hotset.tools.probe_kernels.check_bytes_per_s", lambda threads, seconds: 9e9 * threads)
-    monkeypatch.setattr(probe_neurons, "_LEAST_BYTES", MIB)
-    monkeypatch.setattr(probe_neurons, "_CACHES", 0)
-    monkeypatch.setattr(probe_neurons, "_MOST_STEPS", 3)
-    monkeypatch.setattr("hotset.tools.doctor.memory_rates", lambda counts, seconds: {n: 5e9 * n for n in counts})
-    return tmp_path / "place"
-
-
-def test_measured_once(quick: Path) -> None:
-    assert tool.cached_rates(quick) is None
-    steps: list[tuple[int, int, str]] = []
-    first = tool.probe(quick, progress=lambda done, total, what: steps.append((done, total, what)))
-    assert steps[-1][0] == steps[-1][1] == len(steps)
-    assert first.fresh
-    assert tool.cached_rates(quick) == first.rates
-    again = tool.probe(quick)
-    assert not again.fresh
-    assert (again.rates, again.record["measured_at"]) == (first.rates, first.record["measured_at"])
-    assert 0 <= again.age_seconds < 60
-    assert tool.probe(quick, refresh=True).fresh
-    assert tool.probe(quick, full=True).fresh  # quick is not enough
-    assert not tool.probe(quick, full=True).fresh
-    assert not tool.probe(quick).fresh
-
-
-@pytest.mark.parametrize(("share", "busy"), [(0.0, False), (0.08, False), (0.6, True)])
-def test_a_busy_host_is_told(quick: Path, monkeypatch: pytest.MonkeyPatch, share: float, busy: bool) -> None:
-    def others(threads: int, work: Callable[[], object]) -> float:
-        work()
-        return share
-
-    monkeypatch.setattr(tool, "disturbed", others)
-    for found in (tool.probe(quick), tool.probe(quick)):
-        assert (found.busy is not None) == busy
-        assert not busy or re.search("60%.*--refresh", str(found.busy))
-
-
-def test_the_least_disturbed_sample_counts(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other sample is taken beside something else, which halves the rate."""
-    calls: list[bool] = []
-
-    def others(threads: int, work: Callable[[], object]) -> float:
-        calls.append(len(calls) % 2 == 0)
-        work()
-        return 0.5 if calls[-1] else 0.0
-
-    monkeypatch.setattr(tool, "disturbed", others)
-    rate = lambda threads, seconds: 1e9 if calls[-1] else 2e9  # noqa: E731
-    monkeypatch.setattr("hotset.tools.probe_kernels.check_bytes_per_s", rate)
-    found = tool.probe(quick)
-    assert set(found.rates.check_bytes_per_s.values()) == {2e9}
-    assert found.busy is None
-
-
-def test_what_others_take_is_seen() -> None:
-    """Processes that compute on every CPU take about half of each thread's time."""
-    cpus = len(os.sched_getaffinity(0))
-    if cpus != os.cpu_count():
-        pytest.skip("not all CPUs are this process's")
-    burn = [sys.executable, "-c", "while True: pass"]
-    others = [subprocess.Popen(burn) for _ in range(cpus)]
-
-    def work() -> None:
-        end = time.perf_counter() + 0.5
-        while time.perf_counter() < end:
-            pass
-
-    try:
-        assert disturbed(cpus, work) > 0.2
-    finally:
-        for process in others:
-            process.kill()
-            process.wait()
-    assert 0 <= disturbed(1, work) <= 1
-
-
-def test_another_host_measures_again(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool.probe(quick)
-    info = _core.cpu_info() | {"model": "another CPU"}
-    monkeypatch.setattr(_core, "cpu_info", lambda: info)
-    assert tool.cached_rates(quick) is None
-    assert tool.probe(quick).fresh
-
-
-@pytest.mark.parametrize("damage", ["", "{}", '{"format_version": 2}'])
-def test_damaged_result_is_replaced(quick: Path, damage: str) -> None:
-    path = tool.probe(quick).path
-    path.write_text(damage)
-    with pytest.raises(FormatError):
-        tool.cached_rates(quick)
-    assert tool.probe(quick).fresh
-    assert not tool.probe(quick).fresh

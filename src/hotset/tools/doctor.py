@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hotset import _core
+from hotset.engine import budget
+from hotset.engine.cgroup import memory_group
 from hotset.tools.probe_drive import backends, scratch_file
 
 _MIB = 1 << 20
@@ -36,7 +38,7 @@ class Kernels:
 class Memory:
     total_bytes: int
     available_bytes: int
-    limit_bytes: int | None  # of the cgroup; None = no limit
+    limit_bytes: int | None  # the tightest of its cgroups, memory.high of version 2 included; None = no limit
     transparent_huge_pages: str  # always | madvise | never | unknown
 
 
@@ -104,26 +106,9 @@ def memory() -> Memory:
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
         sizes[name] = int(rest.split()[0]) * 1024
-    return Memory(sizes["MemTotal"], sizes["MemAvailable"], _cgroup_limit(), _transparent_huge_pages())
-
-
-def _cgroup_limit() -> int | None:
-    """The tightest memory limit of the cgroups that hold this process, v1 or v2."""
-    limits = []
-    for line in _read("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            limits += list(_limits_upwards(controllers, path))
-    return min(limits, default=None)
-
-
-def _limits_upwards(controllers: str, path: str) -> Iterator[int]:
-    mount, name = ("memory/", "memory.limit_in_bytes") if controllers else ("", "memory.max")
-    here = Path(f"/sys/fs/cgroup/{mount}{path.lstrip('/')}")
-    for folder in (here, *here.parents):
-        text = _read(folder / name).strip()
-        if text.isdigit() and int(text) < 1 << 60:  # v1 writes "no limit" as nearly 2^63
-            yield int(text)
+    group = memory_group()
+    limit = None if group is None else group.limit
+    return Memory(sizes["MemTotal"], sizes["MemAvailable"], limit, _transparent_huge_pages())
 
 
 def _transparent_huge_pages() -> str:
@@ -140,7 +125,7 @@ def _read(path: Path | str) -> str:
 
 def memory_rates(threads: Collection[int], seconds: float = 0.5) -> dict[int, float]:
     """Sequential read rate in bytes/s by number of threads."""
-    megabytes = min(_BANDWIDTH_MIB, memory().available_bytes // _MIB // 4)
+    megabytes = max(1, min(_BANDWIDTH_MIB, budget.Host.measure().free // _MIB // 4))
     return {n: _core.memory_bandwidth(n, megabytes, seconds) for n in threads}
 
 

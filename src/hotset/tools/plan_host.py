@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hotset import _core
@@ -16,10 +18,12 @@ from hotset.formats.sketch import SKETCH_FILE
 from hotset.formats.store import MANIFEST, Store
 from hotset.planner.plan_file import MadeFor
 from hotset.planner.rates import Rates
+from hotset.tools.probe_drive import existing
 from hotset.tools.resolve import cache_dir
 
 _IN_MEMORY = ("tmpfs", "ramfs")
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.s3fs", "glusterfs")
+_OTHERS_SIZE = ("zfs", *_REMOTE)  # changes with what others write, and their sources tell them apart
 
 
 def made_for(store: Store, memory: int | None, kv: str, predict: str) -> MadeFor:
@@ -85,17 +89,44 @@ def _buffered(store: Store, rates: Rates | None) -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file system as the kernel names it."""
+
+    point: str = ""
+    kind: str = ""
+    source: str = ""  # device, host and folder, or whatever else its kind has
+
+
+def drive_facts(folder: Path) -> dict[str, object]:
+    """What tells the drive of a folder, or of where it is to be, from others: no number alone does for every kind."""
+    place = existing(folder)
+    found, numbers = mount(place), os.statvfs(place)
+    return {
+        "kind": found.kind,
+        "device": place.stat().st_dev,
+        "source": found.source,
+        "id": numbers.f_fsid,
+        "bytes": None if found.kind in _OTHERS_SIZE else numbers.f_blocks * numbers.f_frsize,
+    }
+
+
 def file_system(path: Path) -> str:
     """Type of the file system that a path lies on, as the kernel names it; "" if it does not say."""
-    resolved = str(path.resolve())
-    best, kind = "", ""
+    return mount(path).kind
+
+
+def mount(path: Path) -> Mount:
+    """The file system that a path lies on; its texts are empty if the kernel does not say."""
+    resolved, best = str(path.resolve()), Mount()
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
-        mount = left.split()[4].replace("\\040", " ")
-        inside = resolved == mount or resolved.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, right.split()[0]
-    return kind
+        point = left.split()[4].replace("\\040", " ")
+        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best.point):
+            kind, source, *_ = right.split(" ")
+            best = Mount(point, kind, source)
+    return best
 
 
 def _state(path: Path) -> list[int] | None:

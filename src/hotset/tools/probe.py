@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +18,7 @@ from hotset import _core
 from hotset.errors import FormatError, StorageError
 from hotset.formats.files import Json, read_json, storage_error
 from hotset.formats.progress import Progress, silent
-from hotset.planner.rates import FORMAT_VERSION, Rates, load_rates
+from hotset.planner.rates import FORMAT_VERSION, Rates, load_rates, rates_from_json
 from hotset.tools.disturbance import ENOUGH, disturbed
 from hotset.tools.resolve import cache_dir
 
@@ -61,14 +62,15 @@ class Probe:
 def cached_rates(folder: Path) -> Rates | None:
     """Rates of this host and the file system of `folder`, if they were measured. Raises FormatError, StorageError."""
     path = probe_path(folder)
-    return load_rates(path) if path.is_file() else None
+    known = os.path.isfile(path)  # noqa: PTH113 - False, too, where the cache may not be looked into
+    return load_rates(path) if known else None
 
 
 def probe_path(folder: Path) -> Path:
     """Where the cache keeps the result for this host and the file system of `folder`."""
-    from hotset.tools.plan_host import host_fingerprint
+    from hotset.tools.plan_host import drive_facts, host_fingerprint
 
-    key = [host_fingerprint(), *_file_system(folder).values()]
+    key = [host_fingerprint(), *drive_facts(folder).values()]
     return cache_dir() / "probes" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 
 
@@ -80,14 +82,15 @@ def probe(folder: Path, *, full: bool = False, refresh: bool = False, progress: 
         full: more sizes, depths and repeats (about a minute); a quick result does not do then.
         refresh: measure in any case.
         progress: called with measurements done and in all.
-    Raises: StorageError.
+    Raises: StorageError; FormatError naming a rate that cannot be. What was measured before stays then.
     """
     path = probe_path(folder)
     if not refresh and (kept := _kept(path, full)) is not None:
         return kept
     record = _measure(folder, full, progress)
+    rates = rates_from_json(record["rates"], str(folder))
     _write(path, record)
-    return Probe(path, load_rates(path), record, fresh=True)
+    return Probe(path, rates, record, fresh=True)
 
 
 def _kept(path: Path, full: bool) -> Probe | None:
@@ -103,7 +106,7 @@ def _kept(path: Path, full: bool) -> Probe | None:
 
 def _measure(folder: Path, full: bool, progress: Progress) -> Json:
     from hotset.tools import doctor, probe_drive, probe_kernels
-    from hotset.tools.plan_host import host_fingerprint
+    from hotset.tools.plan_host import drive_facts, host_fingerprint
 
     grid, repeats, seconds = (probe_drive.FULL, 5, 0.4) if full else (probe_drive.QUICK, 3, 0.2)
     found = doctor.host()
@@ -117,7 +120,7 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
         placed = _placed(file, backend, grid, repeats, lambda: steps.done("drive"))
         busy = _busy_drive(file, backend, counts, repeats, seconds, lambda: steps.done("drive"))
     lost: list[float] = []
-    samples = placed | busy | _cores(folder, counts, repeats, seconds, steps.done, lost.append)
+    samples = placed | busy | _cores(counts, repeats, seconds, steps.done, lost.append)
     rates = summary(found.cpu.cores, drive, samples, int(str(_core.cpu_info()["l3_bytes"])))
     return {
         "format_version": FORMAT_VERSION,
@@ -125,7 +128,7 @@ def _measure(folder: Path, full: bool, progress: Progress) -> Json:
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": host_fingerprint(),
         "host": doctor.as_json(found),
-        "file_system": _file_system(folder),
+        "file_system": drive_facts(folder),
         "file": read,
         "disturbed": round(median(lost), 3),
         "rates": rates.as_json(),
@@ -162,7 +165,6 @@ def _busy_drive(
 
 
 def _cores(
-    folder: Path,
     counts: Sequence[int],
     repeats: int,
     seconds: float,
@@ -181,7 +183,7 @@ def _cores(
         """Without what was measured just now of the same threads."""
         return lambda threads, seconds: way(models, threads, seconds, found[besides][threads][-1])
 
-    with probe_neurons.neuron_models(folder) as models:
+    with probe_neurons.neuron_models() as models:
         ways: dict[str, Callable[[int, float], float]] = {
             "memory_bytes_per_s": lambda threads, seconds: doctor.memory_rates([threads], seconds)[threads],
             "int8_gmac_per_s": probe_kernels.int8_gmac_per_s,
@@ -229,7 +231,8 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
     """The rates that the samples show: the best of each, as anything else that runs only takes away.
 
     drive: only those of the largest range count. samples: as _cores gives them; what the engine itself reaches is the
-    median of its samples, because a plan tells what to expect and not what nothing can beat.
+    median of its samples, because a plan tells what to expect and not what nothing can beat. A drive so slow that no
+    read ended beside computing is not slowed by it, so it keeps the rate that it has alone.
     """
     whole, backend = _largest_range(drive), chosen_backend(drive)
     mine = [s for s in whole if s.backend == backend]
@@ -239,9 +242,10 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
         best[block] = max(of_block, key=lambda s: s.reads_per_s)
         enough = _GOOD_ENOUGH * best[block].reads_per_s
         deep[block] = min((s for s in of_block if s.reads_per_s >= enough), key=lambda s: s.depth)
+    alone = max(s.bytes_per_s for s in mine if not s.random)
     return Rates(
         threads=cores,
-        seq_bytes_per_s=max(s.bytes_per_s for s in mine if not s.random),
+        seq_bytes_per_s=alone,
         random_reads_per_s={block: sample.reads_per_s for block, sample in best.items()},
         best_depth={block: sample.depth for block, sample in deep.items()},
         cpu_us_per_read={block: sample.cpu_us_per_read for block, sample in deep.items()},
@@ -253,7 +257,7 @@ def summary(cores: int, drive: Sequence[DriveSample], samples: Table, cache_byte
         layer_s=_each(median, samples["layer_s"]),
         vector_s=_each(median, samples["vector_s"]),
         placed_reads_per_s=_each(median, samples["placed_reads_per_s"]),
-        busy_seq_bytes_per_s=_each(median, samples["busy_seq_bytes_per_s"]),
+        busy_seq_bytes_per_s=_each(lambda rates: median(rates) or alone, samples["busy_seq_bytes_per_s"]),
         busy_work_share=_each(median, samples["busy_work_share"]),
         cache_bytes=max(cache_bytes, 1),
         backend=backend,
@@ -284,14 +288,6 @@ def _each(choose: Callable[[Sequence[float]], float], samples: Samples) -> dict[
     return {threads: choose(rates) for threads, rates in sorted(samples.items())}
 
 
-def _file_system(folder: Path) -> dict[str, object]:
-    from hotset.tools.plan_host import file_system
-    from hotset.tools.probe_drive import existing
-
-    place = existing(folder)
-    return {"kind": file_system(place), "device": place.stat().st_dev}
-
-
 def _write(path: Path, record: Json) -> None:
     partial = path.with_suffix(f".partial-{os.getpid()}")
     try:
@@ -299,5 +295,6 @@ def _write(path: Path, record: Json) -> None:
         partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only drive refuses that, too
+            partial.unlink()
         raise storage_error(path, "cannot be written", error) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from hotset import _core
+from hotset.engine.budget import Host
 from hotset.errors import StorageError
 from hotset.formats.store import WEIGHT_FILES
 
@@ -87,7 +88,8 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
         for way in ways
         if way[0] <= path.stat().st_size
     ]
-    for size in grid.ranges:
+    ranges = grid.ranges if os.access(path.parent, os.W_OK) else ()  # a store may be read-only
+    for size in ranges:
         with scratch_file(path.parent, size) as small:
             samples += [
                 _sample(small, backend, 4096, depth, True, grid.seconds, done)
@@ -99,8 +101,9 @@ def measure(path: Path, grid: DriveGrid, done: Callable[[], None]) -> list[Drive
 
 
 def placed(path: Path, backend: str, block: int, depth: int, seconds: float) -> float:
-    """Reads/s of random blocks that go to more memory than caches hold. Raises: StorageError."""
-    return _core.drive_read(str(path), block, depth, backend, True, seconds, PLACED_BYTES)["reads_per_s"]
+    """Reads/s of random blocks that go to more memory than caches hold, if there is so much. Raises: StorageError."""
+    places = min(PLACED_BYTES, Host.measure().free // 4)
+    return _core.drive_read(str(path), block, depth, backend, True, seconds, places)["reads_per_s"]
 
 
 def busy_in_order(path: Path, backend: str, threads: int, seconds: float) -> tuple[float, float]:

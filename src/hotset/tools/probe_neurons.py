@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 
 from hotset import _core
 from hotset.config import LayerConfig, ModelConfig
+from hotset.engine.budget import Host
+from hotset.errors import StorageError
+from hotset.formats.files import storage_error
 from hotset.quant import NeuronLayout
 from hotset.tools.probe_drive import MIB
+from hotset.tools.resolve import cache_dir
 
 RANK, VOCAB = 64, 16
 _FMT = "q4_0"
@@ -26,6 +30,7 @@ _DISTINCT = 64  # bundles that the file repeats: what is computed does not depen
 # Of matrices, and of neurons. A virtual machine may have more cache than it sees.
 _LEAST_BYTES = 256 * MIB
 _MOST_BYTES = 512 * MIB
+_FREE_SHARE = 4  # each takes at most one part in so many of the free memory
 _CACHES = 4  # both are so many times as large as the L3 cache, so that they come from memory
 _MOST_STEPS = 500  # the KV cache holds 512
 _PAGE = 4096
@@ -170,16 +175,42 @@ class NeuronModels:
 
 
 @contextmanager
-def neuron_models(folder: Path) -> Iterator[NeuronModels]:
-    """Models in a folder of their own, removed afterwards."""
+def neuron_models() -> Iterator[NeuronModels]:
+    """Models in the cache folder, as a store's may be read-only; removed afterwards.
+
+    Raises StorageError if they cannot be written.
+    """
+    parent = cache_dir()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=parent, prefix=".probe-")
+    except OSError as error:
+        raise _unwritable(parent, error) from None
+    with folder as own:
+        try:
+            models = _written(Path(own))
+        except OSError as error:
+            raise _unwritable(parent, error) from None
+        yield models
+
+
+def _unwritable(folder: Path, error: OSError) -> StorageError:
+    return storage_error(folder, "cannot hold models to measure with (HOTSET_CACHE names another folder)", error)
+
+
+def _written(folder: Path) -> NeuronModels:
+    for name in ("large", "small"):
+        (folder / name).mkdir()
+    small = NeuronModel(folder / "small", _SMALL_LAYERS, _SMALL_NEURONS, SMALL)
+    return NeuronModels(NeuronModel(folder / "large", *_large_size()), small)
+
+
+def _large_size() -> tuple[int, int]:
+    """Layers of the large model, and neurons of each: beyond the caches, as far as there is free memory."""
     size = min(max(_LEAST_BYTES, _CACHES * int(str(_core.cpu_info()["l3_bytes"]))), _MOST_BYTES)
+    size = max(min(size, Host.measure().free // _FREE_SHARE), 1)
     layers = -(-size // LARGE.attention_bytes())
-    neurons = max(size // layers // LARGE.layout.bytes // _DISTINCT, 1) * _DISTINCT
-    with TemporaryDirectory(dir=folder, prefix=".probe-") as own:
-        for name in ("large", "small"):
-            (Path(own) / name).mkdir()
-        small = NeuronModel(Path(own) / "small", _SMALL_LAYERS, _SMALL_NEURONS, SMALL)
-        yield NeuronModels(NeuronModel(Path(own) / "large", layers, neurons), small)
+    return layers, max(size // layers // LARGE.layout.bytes // _DISTINCT, 1) * _DISTINCT
 
 
 def layer_seconds(models: NeuronModels, threads: int, seconds: float) -> float:
