@@ -82,6 +82,26 @@ def test_plans_that_are_alike_and_one_that_is_made_now(hotset: Hotset, packed: P
     assert hotset("plan", file, "--diff", tmp_path / "none.json").code == 5
 
 
+def test_flags_that_say_otherwise_than_the_plan_beside_them(hotset: Hotset, tmp_path: Path) -> None:
+    file, env = tmp_path / "plan.json", {"HOTSET_CACHE": str(tmp_path)}
+    chosen = ("--set", "predictor=low-rank", "--predict", "auto", "--loss", "2%")
+    assert hotset("plan", PROFILED, *chosen, "-o", file, env=env).code == 0
+    for flags, told in (
+        (("--predict", "exact"), f"--predict is exact, and {file} was made with --predict auto: leave out --predict"),
+        (("--loss", "0.01"), f"--loss is 0.01, and {file} was made with --loss 0.02: leave out --loss"),
+    ):
+        for command in (("run", PROFILED, "Once"), ("bench", PROFILED, "--prefill", "0", "--decode", "1")):
+            done = hotset(*command, "--plan", file, *flags, env=env)
+            assert (done.code, told in done.err, done.out) == (2, True, ""), done.err
+    same = ("--predict", "auto", "--loss", "0.02", "-n", "4", "--stats")
+    done = hotset("run", PROFILED, "Once", "--plan", file, *same, env=env)
+    assert done.code == 0 and "predicted within a loss of 2%" in done.err
+
+    assert hotset("plan", PROFILED, "--predict", "auto", "--set", "predictor=gate", "-o", file, env=env).code == 0
+    done = hotset("run", PROFILED, "Once", "--plan", file, "--predict", "exact", "-n", "4", env=env)
+    assert done.code == 0, "such a plan leaves nothing out"
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

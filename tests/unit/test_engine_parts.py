@@ -174,9 +174,19 @@ def test_mapped_weights_need_no_free_memory_but_count_in_a_budget() -> None:
         spend(1024 * MIB, weights=4096 * MIB, host=host, mapped=True)
 
 
+def test_a_budget_beyond_what_is_granted() -> None:
+    host = Host(50 * MIB, 0, limit=600 * MIB)  # free: others may give it back
+    least = spend(400 * MIB, host=host)
+    assert spend(4096 * MIB, host=host, context=least.context) == replace(least, max_step_tokens=512)
+    with pytest.raises(MemoryBudgetError, match=r"take \d+MiB within the budget of 4096MiB, .* grants 600MiB in all"):
+        spend(4096 * MIB, weights=500 * MIB, host=host)
+    assert spend(4096 * MIB, weights=2048 * MIB, host=host, mapped=True, context=512).context == 512
+    assert spend(4096 * MIB, weights=500 * MIB, host=host.unlimited()).context == 8192
+
+
 def test_this_host_can_be_measured() -> None:
     host = Host.measure()
-    assert 10 * MIB < host.base < host.free
+    assert 10 * MIB < host.base < host.free < host.limit
 
 
 def test_the_prefix_cache_keeps_the_longest_of_each_conversation() -> None:

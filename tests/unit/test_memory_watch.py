@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -124,6 +125,18 @@ def test_others_that_take_the_memory_are_named(kernel: Kernel, full: _core.Engin
     kernel.grants(limit=4 << 30, free=10 * MIB)
     with pytest.warns(MemoryLimitWarning, match="of the memory limit of 4096 MiB only 10 MiB are free; "):
         watch()
+
+
+def test_a_looser_limit_that_others_fill(kernel: Kernel, full: _core.Engine) -> None:
+    own, shared = (MemoryGroup(limit << 30, 1 << 30, None, folder=str(limit)) for limit in (6, 8))
+    kernel.group = replace(own, others=(shared,))
+    watch = MemoryWatch(resident_bytes() + RESERVE, full)
+    silent(watch)
+    kernel.group = replace(own, others=(replace(shared, used=(8 << 30) - 10 * MIB),))
+    with pytest.warns(MemoryLimitWarning, match="of the memory limit of 8192 MiB only 10 MiB are free; "):
+        watch()
+    dense = MemoryWatch(5 << 30)  # all of it taken, so the limit alone counts
+    silent(dense)
 
 
 def test_slots_never_used_count_as_what_is_yet_to_be_taken(kernel: Kernel, model: SparseModel) -> None:

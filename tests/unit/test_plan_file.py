@@ -33,6 +33,32 @@ def test_a_plan_comes_back_as_it_was(tmp_path: Path) -> None:
     assert PLAN.as_json()["forecast"]["bound_tokens_per_s"] == pytest.approx(25)
 
 
+def test_two_processes_that_write_the_same_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one writes all of it just before this one gives its own the name."""
+    path, rename, others = tmp_path / "plan.json", Path.replace, [PLAN]
+
+    def replace_later(self: Path, target: Path) -> Path:
+        if others:
+            with monkeypatch.context() as patch:
+                patch.setattr("os.getpid", lambda: 1)
+                write_plan(others.pop(), path)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_later)
+    write_plan(replace(PLAN, depth=7), path)
+    assert read_plan(path).depth == 7 and not others
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_plan_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "plan.json", tmp_path / "file/plan.json"):
+        with pytest.raises(StorageError, match="cannot be written"):
+            write_plan(PLAN, path)
+    assert {file.name for file in tmp_path.iterdir()} == {"plan.json", "file"}
+
+
 @pytest.mark.parametrize(("predictor", "predict", "drafts"), [
     ("low-rank", "exact", True), ("low-rank", "auto", False), ("gate", "exact", False),
 ])  # fmt: skip
@@ -119,6 +145,12 @@ def _version_2(root: Path, limits: dict[str, str]) -> Path:
 def test_the_tightest_limit_counts(tmp_path: Path) -> None:
     proc = _version_2(tmp_path, {"a": "5000\n", "a/b": "9000\n"})
     assert memory_group(proc, tmp_path) == MemoryGroup(5000, 1000, 2000)
+    assert memory_group(proc, tmp_path).fullest.limit == 5000  # type: ignore[union-attr]
+    (tmp_path / "a/memory.current").write_text("4900")
+    (tmp_path / "a/b/memory.current").write_text("8950")
+    group = memory_group(proc, tmp_path)
+    assert group is not None and (group.limit, group.free) == (5000, 100)
+    assert (group.fullest.limit, group.fullest.free, group.fullest.folder) == (9000, 50, str(tmp_path / "a/b"))
     proc = _version_2(tmp_path, {"a": "max\n", "a/b": "9000\n"})
     assert memory_group(proc, tmp_path) == MemoryGroup(9000, 1000, 2000)
     proc = _version_2(tmp_path, {"a": "max\n", "a/b": "max\n"})

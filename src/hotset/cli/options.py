@@ -102,7 +102,10 @@ class EngineFlags:
     ] = None
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `LLM`."""
+        """Keyword arguments of `LLM`.
+
+        Raises: UsageError for what cannot be, also beside --plan; and what reading that file raises.
+        """
         given = _given(self)
         if "ignore_key" in given:
             given["ignore_keys"] = tuple(given.pop("ignore_key"))
@@ -110,7 +113,27 @@ class EngineFlags:
             given["loss"] = parse_share(given["loss"], "--loss")
         if "no_draft" in given:
             given["draft"] = not given.pop("no_draft")
+        if "plan" in given and given.keys() & {"predict", "loss"}:
+            _check_beside_plan(given)
         return given
+
+
+def _check_beside_plan(given: dict[str, Any]) -> None:
+    """Raises UsageError if the plan, which decides, says otherwise than flags that were given."""
+    from hotset.planner.plan_file import read_plan
+
+    plan = read_plan(Path(given["plan"]).expanduser())
+    made, predict = plan.made_for.predict, given.get("predict", plan.made_for.predict)
+    if predict != made and not (predict == "exact" and plan.exact):
+        raise UsageError(
+            f"--predict is {predict}, and {given['plan']} was made with --predict {made}: leave out --predict, or "
+            "plan again with it"
+        )
+    if "loss" in given and given["loss"] != plan.loss:
+        says = "without --loss" if plan.loss is None else f"with --loss {plan.loss:g}"
+        raise UsageError(
+            f"--loss is {given['loss']:g}, and {given['plan']} was made {says}: leave out --loss, or plan again with it"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ _LEAST_CONTEXT = 512  # tokens; below this a model is of little use, so it is no
 _STEP_SIZES = (512, 256, 128, 64)  # tokens computed at once: fewer need less scratch memory but prefill slower
 # Logit rows of one step (score.py), thread stacks, KV page tables, growth of Python's heap while running.
 RESERVE = 64 * MIB
+_NO_LIMIT = 1 << 62
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -40,11 +41,19 @@ class Host:
     """Memory of this process and machine, in bytes."""
 
     base: int  # what the process holds before weights are loaded
-    free: int  # what the machine or its cgroup can still give
+    free: int  # what the machine or its cgroups can still give
+    limit: int = _NO_LIMIT  # what they grant at most, whatever is free now
 
     @staticmethod
     def measure() -> Host:
-        return Host(base=resident_bytes(), free=min(_meminfo("MemAvailable"), _cgroup_free()))
+        free, limit = _meminfo("MemAvailable"), _meminfo("MemTotal")
+        if (group := memory_group()) is not None:
+            free, limit = min(free, max(0, group.fullest.free)), min(limit, group.limit)
+        return Host(base=resident_bytes(), free=free, limit=limit)
+
+    def unlimited(self) -> Host:
+        """The same for plans, which may be run where more is granted."""
+        return replace(self, limit=_NO_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,8 @@ def allot(
 
     memory: hard budget in bytes; None: what the machine has free. mapped: weights come from the page cache, so without
         a budget they need no free memory.
-    Raises: UsageError if the context exceeds the model's; MemoryBudgetError naming the least budget that works.
+    Raises: UsageError if the context exceeds the model's; MemoryBudgetError naming the least budget that works, or the
+        host's limit if more than that would be taken.
     """
     _check(config, context, kv_tokens)
     fixed = weight_bytes + RESERVE
@@ -114,11 +124,31 @@ def allot(
         left = room - scratch_bytes(config, step)
         fitting = max(0, left) // kv_bytes(config, kv, PAGE) * PAGE
         if fitting >= (enough := max(wanted, kv_tokens or 0)):
-            return Allotment(wanted, enough, step)
-    if kv_tokens is None and fitting >= least:
-        return Allotment(fitting, fitting, step)
-    needed = fixed + scratch_bytes(config, step) + kv_bytes(config, kv, max(least, kv_tokens or 0))
-    raise _too_small(memory, host, needed, weight_bytes, max(least, kv_tokens or 0))
+            found = Allotment(wanted, enough, step)
+            break
+    else:
+        if kv_tokens is not None or fitting < least:
+            needed = fixed + scratch_bytes(config, step) + kv_bytes(config, kv, max(least, kv_tokens or 0))
+            raise _too_small(memory, host, needed, weight_bytes, max(least, kv_tokens or 0))
+        found = Allotment(fitting, fitting, step)
+    if memory is not None:
+        held = host.base + (RESERVE if mapped else fixed)  # the kernel takes mapped weights back before it ends anybody
+        step = found.max_step_tokens
+        check_limit(held + scratch_bytes(config, step) + kv_bytes(config, kv, found.kv_tokens), host, memory)
+    return found
+
+
+def check_limit(taken: int, host: Host, memory: int | None) -> None:
+    """Refuses what a budget allows and the kernel would end this process for.
+
+    taken: bytes, those of the process included. Raises MemoryBudgetError.
+    """
+    if taken > host.limit:
+        budget = "" if memory is None else f" within the budget of {_mib(memory)}"
+        raise MemoryBudgetError(
+            f"the model would take {_mib(taken)}{budget}, and this machine or its cgroup grants {_mib(host.limit)} in "
+            f"all: give a budget of at most {host.limit // MIB}MiB, or raise the limit"
+        )
 
 
 def _too_small(memory: int | None, host: Host, needed: int, weights: int, tokens: int) -> MemoryBudgetError:
@@ -167,9 +197,3 @@ def _kib(path: str, key: str) -> int:
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"{path} has no {key}")
-
-
-def _cgroup_free() -> int:
-    """What the tightest cgroup of this process may still take; a huge number without a limit."""
-    group = memory_group()
-    return 1 << 62 if group is None else max(0, group.free)

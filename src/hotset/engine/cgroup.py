@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 _MOUNT = Path("/sys/fs/cgroup")
@@ -18,17 +18,25 @@ class MemoryGroup:
     used: int
     peak: int | None  # None: this kernel does not say
     cached: int = 0  # of `used`: files that no process maps, which the kernel takes back when it needs the memory
+    folder: str = field(default="", compare=False)  # where the kernel shows it
+    others: tuple[MemoryGroup, ...] = field(default=(), compare=False)  # with limits on this process, too
 
     @property
     def free(self) -> int:
         """Below 0 where less is granted than is used."""
         return self.limit - self.used + self.cached
 
+    @property
+    def fullest(self) -> MemoryGroup:
+        """Of this and the others the one with the least free: a looser limit may be shared with more processes."""
+        return min((self, *self.others), key=lambda group: group.free)
+
 
 def memory_group(proc: Path = Path("/proc/self/cgroup"), mount: Path = _MOUNT) -> MemoryGroup | None:
-    """The tightest limit on this process; None if there is none."""
-    groups = [group for folder in _folders(proc, mount) if (group := _read(folder)) is not None]
-    return min(groups, key=lambda group: group.limit, default=None)
+    """The tightest limit on this process, with the others; None if there is none."""
+    found = [group for folder in _folders(proc, mount) if (group := _read(folder)) is not None]
+    groups = sorted(found, key=lambda group: group.limit)
+    return replace(groups[0], others=tuple(groups[1:])) if groups else None
 
 
 def _folders(proc: Path, mount: Path) -> Iterator[Path]:
@@ -54,7 +62,11 @@ def _read(folder: Path) -> MemoryGroup | None:
         set_here = [most for name in limits if (most := _number(folder / name)) is not None and most < _NO_LIMIT]
         if set_here:
             return MemoryGroup(
-                min(set_here), _number(folder / used) or 0, _number(folder / peak), _cached(folder / "memory.stat")
+                min(set_here),
+                _number(folder / used) or 0,
+                _number(folder / peak),
+                _cached(folder / "memory.stat"),
+                str(folder),
             )
     return None
 

@@ -37,7 +37,7 @@ class MemoryWatch:
         self._loaded, self._needed, self._slots, self._next = needed, needed, slots, 0.0
         self._told_given = self._told_short = False
         group = memory_group()
-        self._limit = None if group is None else group.limit
+        self._limits = {} if group is None else {one.folder: one.limit for one in (group, *group.others)}
 
     def __call__(self) -> None:
         now = time.monotonic()
@@ -45,6 +45,8 @@ class MemoryWatch:
             return
         self._next = now + _SECONDS
         group = memory_group()
+        if group is not None and self._slots is not None:
+            group = group.fullest  # a dense model has taken what it needs: there the tightest limit counts
         if group is None or (short := self._short(group)) <= 0:
             return
         if self._slots is not None:
@@ -80,10 +82,11 @@ class MemoryWatch:
         return given_up
 
     def _cause(self, group: MemoryGroup) -> str:
-        if self._limit is None:
+        before = self._limits.get(group.folder)
+        if before is None:
             return f"a memory limit of {group.limit // MIB} MiB was set"
-        if group.limit < self._limit:
-            return f"the memory limit has fallen from {self._limit // MIB} to {group.limit // MIB} MiB"
+        if group.limit < before:
+            return f"the memory limit has fallen from {before // MIB} to {group.limit // MIB} MiB"
         return f"of the memory limit of {group.limit // MIB} MiB only {max(0, group.free) // MIB} MiB are free"
 
 

@@ -40,13 +40,14 @@ def place(
 ) -> Placement:
     """The fastest placement within `room` bytes.
 
-    predictors: those that give what the user asked for, in order of preference where speeds are not known.
+    predictors: those that give what the user asked for, in order of preference where speeds are not known; "all" takes
+        their place if none fits.
     Neurons have equal sizes, so the most frequent ones are the best hot set and need no solver; the border between hot
     and cold is tried at 256 places, because a cold slot follows the text and a hot one does not.
     Raises: MemoryBudgetError if not even one layer's neurons fit.
     """
-    fitting = [p for p in predictors if _least(sizes, p) <= room] or ["all"]
-    if (short := _least(sizes, fitting[0]) - room) > 0:
+    fitting = [p for p in predictors if least_bytes(sizes, p) <= room] or ["all"]
+    if (short := least_bytes(sizes, fitting[0]) - room) > 0:
         raise MemoryBudgetError(f"the neurons need {short} bytes more than there are; raise the budget")
     found = [_judged(_roomy(sizes, room, p, profiled), sizes, host) for p in fitting]
     found = [f for f in found if not f.crowded(sizes)] or found
@@ -63,7 +64,7 @@ def _speed(placement: Placement) -> float:
     return placement.forecast.tokens_per_s if placement.forecast else 0.0
 
 
-def _least(sizes: NeuronSizes, predictor: Predictor) -> int:
+def least_bytes(sizes: NeuronSizes, predictor: Predictor) -> int:
     """Bytes with which it works, none kept: the missing neurons of a layer pass through memory."""
     return sizes.predictor_bytes(predictor) + sizes.most_missing(predictor, 0) * sizes.of(predictor).stride
 
@@ -83,7 +84,7 @@ def _roomy(sizes: NeuronSizes, room: int, predictor: Predictor, profiled: Profil
     use: NeuronUse | None = None
     while profiled and found.crowded(sizes):  # each time with more places and thus fewer neurons that stay
         sizes, use = replace(sizes, spill=found.enough_spill(sizes)), use or profiled.use(predictor)
-        if _least(sizes, predictor) > room:
+        if least_bytes(sizes, predictor) > room:
             return usual
         found = _placed(sizes.of(predictor), room, predictor, profiled, use)
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,12 +103,14 @@ class Plan:
 def write_plan(plan: Plan, path: Path) -> None:
     """Raises StorageError."""
     text = json.dumps(plan.as_json(), indent=1).replace("\n  ", "\n ")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")  # others may write the same plan
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
         partial.write_text(text + "\n")
         partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 
 

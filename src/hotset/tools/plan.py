@@ -7,13 +7,14 @@ profile, rates from the host's probe, memory from the system.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hotset.config import ModelConfig
 from hotset.engine.budget import RESERVE, Allotment, Host, KvType, allot, kv_bytes, room_for_neurons, scratch_bytes
-from hotset.errors import HotsetError, InputError, MemoryBudgetError, UsageError
+from hotset.errors import HotsetError, InputError, MemoryBudgetError, StorageError, UsageError
 from hotset.formats.gates import read_gates
 from hotset.formats.neurons import NeuronInfo
 from hotset.formats.predictors import Predictors, read_predictors
@@ -24,11 +25,12 @@ from hotset.models import Model
 from hotset.planner import plan as planner
 from hotset.planner.placement import Placement, Profiled
 from hotset.planner.plan import DEPTH, POLICY
-from hotset.planner.plan_file import Embedding, MadeFor, Plan, read_plan, write_plan
+from hotset.planner.plan_file import Embedding, Plan, write_plan
 from hotset.planner.rates import Rates
 from hotset.planner.read_sizes import read_sizes
 from hotset.planner.sizes import MOST_PARALLEL, PIECE_NEURONS, NeuronSizes
 from hotset.tools.plan_choice import Choice, Choices
+from hotset.tools.plan_fits import cached_plan, check_here
 from hotset.tools.plan_gates import copy_remark
 from hotset.tools.plan_given import given_plan
 from hotset.tools.plan_host import allowed_threads, file_state, host_rates, made_for, plan_path, storage_remarks
@@ -70,23 +72,27 @@ class Wishes:
 
 
 def plan_for(store: Store, model: Model, wishes: Wishes, *, file: Path | None = None) -> Plan:
-    """The plan of a packed store: from `file`, from the cache, or a new one, which the cache then keeps.
+    """The plan that a packed store is run by: from `file`, from the cache, or a new one, which the cache then keeps.
 
-    Raises: MemoryBudgetError naming the least budget that works, or what `file` takes; UsageError if that was made for
-        something else.
+    Raises: MemoryBudgetError naming the least budget that works, what `file` takes, or what this host grants;
+        UsageError if `file` was made for something else.
     """
-    wanted = made_for(store, wishes.memory, wishes.kv, wishes.predict)
+    wanted, host = made_for(store, wishes.memory, wishes.kv, wishes.predict), Host.measure()
     if file is not None:
-        asked = {name: getattr(wishes, name) for name in ("context", "threads", "kv_tokens", "parallel")}
-        return given_plan(file, store, model, wanted, wishes.kv, asked)
+        asked = {name: getattr(wishes, name) for name in ("context", "threads", "kv_tokens", "parallel", "loss")}
+        found = given_plan(file, store, model, wanted, wishes.kv, asked, host.base)
+        check_here(found, wishes.memory or found.made_for.memory, host)
+        return found
     if wishes.memory is None:  # depends on what happens to be free now
         return make_plan(store, model, wishes)
     more = (wishes.context, wishes.kv_tokens, wishes.threads, wishes.draft, wishes.loss, wishes.parallel or 1)
     cached = plan_path(wanted, file_state(store), list(more))
-    found = _from_cache(cached, wanted, wishes.memory)
-    if found is None:
-        found = make_plan(store, model, wishes)
-        write_plan(found, cached)
+    kept = cached_plan(cached, wanted, wishes.memory, host.base)
+    found = kept or make_plan(store, model, wishes)
+    check_here(found, wishes.memory, host)
+    if kept is None:
+        with suppress(StorageError):  # then it is planned again next time
+            write_plan(found, cached)
     return found
 
 
@@ -98,7 +104,7 @@ def make_plan(store: Store, model: Model, wishes: Wishes, settings: Mapping[str,
 
 
 class Planning:
-    """One plan in the making. host: None: as it is now."""
+    """One plan in the making. host: None: as it is now. Its limit is for those who run the plan."""
 
     def __init__(
         self, store: Store, model: Model, wishes: Wishes, given: Mapping[str, Any], host: Host | None = None
@@ -108,7 +114,7 @@ class Planning:
         self.info = store.neurons
         # The scratch memory knows of an FFN as wide as a piece of a prompt's stream; neurons.h has the rest.
         self.config: ModelConfig = replace(model.config, ffn=min(PIECE_NEURONS, model.config.ffn))
-        self.host = host or Host.measure()
+        self.host = (host or Host.measure()).unlimited()
         self.rates: Rates | None = host_rates(store)
         self.threads = wishes.threads or (self.rates.threads if self.rates else allowed_threads())
         self.parallel = wishes.parallel or 1
@@ -296,13 +302,3 @@ class Planning:
             "buffers": overhead,
             **placement.bytes(self.sizes),
         }
-
-
-def _from_cache(path: Path, wanted: MadeFor, memory: int) -> Plan | None:
-    """A plan made earlier for the same, unless the process has grown since so that it no longer fits."""
-    try:
-        plan = read_plan(path)
-    except HotsetError:  # none yet, or damaged: a new one takes its place
-        return None
-    grown = Host.measure().base - plan.memory["process"]
-    return plan if plan.made_for == wanted and grown < RESERVE // 8 and plan.bytes <= memory else None

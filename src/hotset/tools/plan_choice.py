@@ -10,7 +10,7 @@ from hotset.errors import MemoryBudgetError, UsageError
 from hotset.formats.predictors import Predictors
 from hotset.planner.drafting import as_draft, drafted
 from hotset.planner.placement import Placement, Profiled
-from hotset.planner.plan import Host, judged, place
+from hotset.planner.plan import Host, judged, least_bytes, place
 from hotset.planner.sizes import NeuronSizes, Predictor
 from hotset.tools.plan_loss import Giving, Losses
 
@@ -119,7 +119,15 @@ class Choices:
         return self._place(["low-rank"], known)
 
     def _place(self, predictors: Sequence[Predictor], known: Profiled | None) -> Placement:
-        return self._overridden(place(self.sizes, self.room, predictors, known, self.host), known)
+        """Raises MemoryBudgetError if a predictor that the user chose does not fit."""
+        placement = place(self.sizes, self.room, predictors, known, self.host)
+        chosen: Predictor | None = self.given.get("predictor")
+        if chosen is not None and chosen in predictors and placement.predictor != chosen:
+            raise MemoryBudgetError(
+                f"predictor {chosen} and the neurons of a layer take at least {least_bytes(self.sizes, chosen)} bytes; "
+                f"{self.room} are left for them: choose another predictor, or raise the budget"
+            )
+        return self._overridden(placement, known)
 
     def _overridden(self, placement: Placement, known: Profiled | None) -> Placement:
         """The placement with what the user chose. Raises MemoryBudgetError if that does not fit."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hotset.engine.budget import KvType, kv_bytes, scratch_bytes
-from hotset.errors import MemoryBudgetError, UsageError
+from hotset.engine.budget import RESERVE, KvType, kv_bytes, scratch_bytes
+from hotset.errors import UsageError
 from hotset.formats.predictors import read_predictors
 from hotset.formats.sketch import read_sketch
 from hotset.formats.store import Store
@@ -18,36 +18,42 @@ from hotset.models import Model
 from hotset.planner.placement import Placement
 from hotset.planner.plan_file import MadeFor, Plan, read_plan
 from hotset.planner.sizes import PIECE_NEURONS, NeuronSizes
+from hotset.tools.plan_fits import check_budget, grown
 from hotset.tools.plan_sizes import embedding_buffers, embedding_bytes, neuron_sizes, resident_bytes
 
 
 def given_plan(
-    file: Path, store: Store, model: Model, wanted: MadeFor, kv: KvType, asked: Mapping[str, int | None]
+    file: Path,
+    store: Store,
+    model: Model,
+    wanted: MadeFor,
+    kv: KvType,
+    asked: Mapping[str, float | None],
+    base: int,
 ) -> Plan:
     """The plan in a file, with the memory that it takes.
 
-    wanted: for what it is to be. asked: parts of it that were asked for besides, which must not say otherwise.
+    wanted: for what it is to be. asked: parts of it that were asked for besides, which must not say otherwise. base:
+        bytes that the process holds before weights are loaded.
     Raises: UsageError if it is not for that, MemoryBudgetError if it takes more, and what read_plan() raises.
     """
     plan = read_plan(file)
     plan.check(wanted, str(file))
     for name, want in asked.items():
-        if want is not None and want != getattr(plan, name):
-            raise UsageError(f"{name} is {want}, the plan says {getattr(plan, name)}; leave one of them out")
+        if want is not None and want != (says := getattr(plan, name)):
+            raise UsageError(
+                f"{name} is {want}, the plan says {'none' if says is None else says}; leave one of them out"
+            )
     sizes = _sizes(plan, store, model)
     if len(plan.hot) != sizes.layers or max(plan.hot) > sizes.ffn:
         raise UsageError(
             f"{file} has {len(plan.hot)} layers with at most {max(plan.hot, default=0)} hot neurons; the model has "
             f"{sizes.layers} with {sizes.ffn} neurons: make it again with `hotset plan`"
         )
-    plan = replace(plan, memory={**plan.memory, **_taken(plan, sizes, store, model, kv)})
-    budget = wanted.memory or plan.made_for.memory
-    if budget is not None and plan.bytes > budget:
-        parts = ", ".join(f"{name} {size}" for name, size in plan.memory.items() if size)
-        raise MemoryBudgetError(
-            f"the plan takes {plan.bytes} bytes ({parts}), the budget is {budget}: raise it, or make a plan for it "
-            "with `hotset plan`"
-        )
+    more = grown(plan, base)
+    held = {"process": plan.memory.get("process", 0) + more, "reserve": RESERVE}
+    plan = replace(plan, memory={**plan.memory, **held, **_taken(plan, sizes, store, model, kv)})
+    check_budget(plan, wanted.memory or plan.made_for.memory, more)
     return plan
 
 
