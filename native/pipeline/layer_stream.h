@@ -65,8 +65,8 @@ class LayerStream {
   size_t chunk_;
   bool around_;
   io::ReaderOptions io_;
-  std::unique_ptr<io::Reader> reader_;
   Buffer memory_;
+  std::unique_ptr<io::Reader> reader_;  // after what it reads into: it waits for what is under way
   std::vector<Slot> ring_;
   std::deque<io::Read> queued_;  // not sent yet; tag: slot
   size_t in_flight_ = 0;
