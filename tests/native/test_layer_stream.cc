@@ -1,5 +1,5 @@
-// LayerStream: every piece has its bytes in whatever order they are asked for, and no read outlives the
-// memory that it writes into.
+// LayerStream: every piece has its bytes in whatever order they are asked for, a further pass is read ahead
+// from prepare() on without opening the file again, and no read outlives the memory that it writes into.
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/error.h"
 #include "check.h"
 #include "pipeline/layer_stream.h"
 
@@ -114,6 +115,23 @@ void pass(LayerStream& stream, const File& file, const std::vector<uint32_t>& fi
   }
 }
 
+void test_passes(const std::string& backend, const std::vector<uint32_t>& first) {
+  const File file;
+  LayerStream stream(file.units(), first, kChunk, kRing, {backend});
+  pass(stream, file, first);
+  const uint64_t reads = stream.reads(), bytes = stream.bytes_read();
+  CHECK(bytes == (kLayers * kUnits - first[0] - first[1] - first[2]) * kStride);
+  fs::remove(file.path);  // what is open stays readable; to open it again fails
+  for (uint64_t n = 1; n < 4; ++n) {
+    stream.prepare(0, first[0]);
+    CHECK(stream.reads() > n * reads);  // under way before anything is asked for
+    pass(stream, file, first);
+    CHECK(stream.reads() == (n + 1) * reads && stream.bytes_read() == (n + 1) * bytes);
+  }
+  stream.abandon();
+  CHECK_THROWS(IoError, stream.next(0, first[0]));
+}
+
 // A pass that ended early leaves other pieces in the ring than the next one wants.
 void test_any_order(const std::string& backend) {
   const File file;
@@ -138,6 +156,23 @@ void test_around(const std::string& backend) {
       for (size_t at = 0; at < kUnits;) at = piece(stream, file, layer, at);
 }
 
+// Reads that fail, of a pass that ended early: what comes after them does not want their bytes.
+void test_errors_of_what_nobody_wants(const std::string& backend) {
+  const File file;
+  LayerStream stream(file.units(), {0, 0, 0}, kChunk, kRing, {backend});
+  piece(stream, file, 0, 0);
+  fs::resize_file(file.path, 2 * kUnits * kStride);
+  stream.prepare(2, 0);
+  piece(stream, file, 0, kChunk);
+}
+
+void test_nothing_to_read() {
+  LayerStream stream({"/nowhere", {0, 0, 0}, kUnits, kStride}, {kUnits, kUnits, kUnits}, kChunk, kRing,
+                     {"pread", 4, false});
+  for (size_t layer = 0; layer < kLayers; ++layer) stream.prepare(layer, kUnits);
+  CHECK(stream.reads() == 0 && stream.bytes() == 0);
+}
+
 void test_reads_end_before_their_memory_goes() {
   const File file;
   for (const bool started_over : {false, true}) {
@@ -155,9 +190,14 @@ void test_reads_end_before_their_memory_goes() {
 
 int main() {
   for (const char* backend : {"auto", "pread", "memory"}) {
+    test_passes(backend, {0, 0, 0});
+    test_passes(backend, {12, 0, 57});
+    test_passes(backend, {kUnits, 5, kUnits});  // layers that are in memory are passed over
     test_any_order(backend);
     test_around(backend);
+    test_errors_of_what_nobody_wants(backend);
   }
+  test_nothing_to_read();
   test_reads_end_before_their_memory_goes();
   return check::report();
 }
