@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kDigitBits = 11;                  // three passes over 32 bits
 constexpr uint32_t kDigits = 1u << kDigitBits;  // buckets of one pass
-constexpr int32_t kUnseen = -1;
 constexpr float kInf = std::numeric_limits<float>::infinity(), kHighest = std::numeric_limits<float>::max();
 
 void require(bool ok, const std::string& message) {
@@ -74,6 +73,13 @@ void refuse_bad(std::span<const float> x) {
                         (*at > 0 ? "+inf" : "NaN") + ": the model's weights or its arithmetic are broken");
 }
 
+std::vector<int32_t> distinct_of(std::span<const int32_t> tokens) {
+  std::vector<int32_t> sorted(tokens.begin(), tokens.end());
+  std::ranges::sort(sorted);
+  sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
+  return sorted;
+}
+
 size_t blocks_of(size_t n, size_t block) { return (n + block - 1) / block; }
 
 void apply_mask(std::span<float> x, const uint32_t* mask) {
@@ -108,15 +114,23 @@ Sampler::Sampler(const SamplingParams& params, uint64_t seed, const kernels::Ker
 
 void Sampler::accept_prompt(std::span<const int32_t> tokens) {
   for (int32_t token : tokens) require(token >= 0, "prompt token " + std::to_string(token) + " is negative");
-  for (int32_t token : tokens) see(token);
+  for (int32_t token : tokens) highest_ = std::max(highest_, int64_t{token});
+  if (!penalizes()) return;
+  const std::vector<int32_t> distinct = distinct_of(tokens);
+  const auto known = static_cast<ptrdiff_t>(seen_.size());
+  seen_.reserve(seen_.size() + distinct.size());
+  for (int32_t token : distinct) seen_.push_back({token, 0});
+  // Of equal tokens those with a count come first, and stay.
+  std::ranges::inplace_merge(seen_, seen_.begin() + known, {}, &Seen::token);
+  seen_.erase(std::ranges::unique(seen_, {}, &Seen::token).begin(), seen_.end());
 }
 
-void Sampler::see(int32_t token) {
-  const auto index = static_cast<size_t>(token);
-  if (index >= output_count_.size()) output_count_.resize(index + 1, kUnseen);
-  if (output_count_[index] != kUnseen) return;
-  output_count_[index] = 0;
-  seen_.push_back(token);
+void Sampler::count(int32_t token) {
+  highest_ = std::max(highest_, int64_t{token});
+  if (!penalizes()) return;
+  auto at = std::ranges::lower_bound(seen_, token, {}, &Seen::token);
+  if (at == seen_.end() || at->token != token) at = seen_.insert(at, {token, 0});
+  ++at->count;
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const uint32_t* mask, float* logprob) {
@@ -125,8 +139,7 @@ int32_t Sampler::sample(std::span<const float> logits, const uint32_t* mask, flo
   if (!k_.block_maxima(logits.data(), logits.size(), maxima_.data())) refuse_bad(logits);
   check_tokens(logits.size());
   const int32_t token = choose(logits, mask);
-  see(token);
-  ++output_count_[static_cast<size_t>(token)];
+  count(token);
   if (logprob != nullptr) {
     float max, lse;
     k_.logsumexp(logits.data(), logits.size(), &max, &lse);
@@ -136,9 +149,9 @@ int32_t Sampler::sample(std::span<const float> logits, const uint32_t* mask, flo
 }
 
 void Sampler::check_tokens(size_t vocab) const {
-  require(output_count_.size() <= vocab, "prompt token " + std::to_string(output_count_.size() - 1) +
-                                             " is outside the vocabulary of " + std::to_string(vocab) +
-                                             " tokens");
+  require(highest_ < static_cast<int64_t>(vocab), "prompt token " + std::to_string(highest_) +
+                                                      " is outside the vocabulary of " +
+                                                      std::to_string(vocab) + " tokens");
   for (const auto& [token, bias] : params_.logit_bias)
     require(static_cast<size_t>(token) < vocab, "logit_bias names token " + std::to_string(token) +
                                                     ", outside the vocabulary of " + std::to_string(vocab) +
@@ -160,7 +173,7 @@ void Sampler::compact(Keep keep) {
 
 int32_t Sampler::choose(std::span<const float> logits, const uint32_t* mask) {
   std::span<const float> x = logits;
-  if (mask != nullptr || adjusts()) {
+  if (mask != nullptr || !params_.logit_bias.empty() || !seen_.empty()) {
     adjusted_.assign(logits.begin(), logits.end());
     if (mask != nullptr) apply_mask(adjusted_, mask);
     adjust(adjusted_);
@@ -245,20 +258,17 @@ void Sampler::gather(std::span<const float> x, float lowest) {
   p_.resize(x_.size());
 }
 
-bool Sampler::adjusts() const {
+bool Sampler::penalizes() const {
   const SamplingParams& p = params_;
-  const bool penalties = p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
-  return !p.logit_bias.empty() || (penalties && !seen_.empty());
+  return p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
 }
 
 void Sampler::adjust(std::span<float> x) const {
   const SamplingParams& p = params_;
   for (const auto& [token, bias] : p.logit_bias) x[static_cast<size_t>(token)] += bias;
-  if (p.repetition_penalty == 1 && p.presence_penalty == 0 && p.frequency_penalty == 0) return;
-  for (int32_t token : seen_) {
+  for (const auto& [token, count] : seen_) {
     float& v = x[static_cast<size_t>(token)];
     v = v < 0 ? v * p.repetition_penalty : v / p.repetition_penalty;
-    const int32_t count = output_count_[static_cast<size_t>(token)];
     if (count > 0) v -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
   }
 }

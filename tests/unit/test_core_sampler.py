@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotset import _core
+from hotset.engine.budget import MIB, resident_bytes
 from hotset.errors import UsageError
 
 F32 = NDArray[np.float32]
@@ -168,6 +169,29 @@ def test_a_seed_gives_the_same_tokens_in_every_release() -> None:
     for _ in range(200):
         point = uniform() * cumulative[-1]
         assert abs(sampler.sample_logits(x)[0] - int(np.searchsorted(cumulative, point, side="right"))) <= 1  # rounding
+
+
+def test_samplers_take_memory_by_the_text_not_by_the_vocabulary() -> None:
+    """A thousand queued prompts, of a vocabulary of 1 MiB of logits."""
+    vocab = 1 << 18
+    x = logits_like_a_model(vocab)
+    prompt = np.array([1, vocab - 1, 5], np.int32)
+    options: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.1, "frequency_penalty": 0.1}]
+    for some in options:  # what the first ones take, all share
+        _core.Sampler(seed=0, **some).sample_logits(x)
+    before = resident_bytes()
+    samplers = [_core.Sampler(seed=i, **options[i % 2]) for i in range(1000)]
+    for sampler in samplers:
+        sampler.accept_prompt(prompt)
+    assert resident_bytes() - before < 8 * MIB
+
+
+def test_a_prompt_accepted_among_the_output_keeps_its_counts() -> None:
+    x = np.zeros(50, np.float32)
+    sampler = _core.Sampler(seed=0, temperature=0, presence_penalty=1.0)
+    assert [sampler.sample_logits(x)[0] for _ in range(3)] == [0, 1, 2]
+    sampler.accept_prompt(np.array([40, 1, 3, 0, 40], np.int32))
+    assert [sampler.sample_logits(x)[0] for _ in range(3)] == [3, 4, 5]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
