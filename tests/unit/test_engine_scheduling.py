@@ -186,3 +186,22 @@ def test_a_sampler_that_fails_ends_only_its_own_request() -> None:
     with pytest.raises(ValueError, match="NaN"):
         engine.advance(bad)
     assert bad.finished and free_pages(engine, core) == 64
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_first_error_of_a_request_is_told(failing: int) -> None:
+    """Both samples draw in the same step; what comes after the error of one is its consequence."""
+    engine, core = engine_of()
+    bad = engine.submit([3, 4], SamplingParams(max_tokens=9, n=2), 0, frozenset())
+    good = engine.submit([1, 2], SamplingParams(max_tokens=9), 0, frozenset())
+    engine.advance(bad)
+
+    def fail(row: int) -> tuple[int, float]:
+        raise ValueError("NaN logits")
+
+    bad.sequences[failing].draw = fail  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="NaN"):
+        engine.advance(bad)
+    finish(engine, good)
+    assert good.sequences[0].tokens[2:] == alone([1, 2], good.params, 0)
+    assert bad.finished and free_pages(engine, core) == 64

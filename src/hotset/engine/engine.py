@@ -166,17 +166,21 @@ class Engine:
         """Draws from all rows of logits; at the end of a prompt, for all its samples from the same row."""
         row = 0
         for part in slices:
-            leader = part.sequence
-            siblings = [] if leader.chunks or leader.index else self._fork_siblings(leader)
-            try:
-                if leader.chunks:
-                    self._draw_drafted(part, row)
-                else:
-                    for sequence in (leader, *siblings):
-                        self._draw_one(sequence, row)
-            except Exception as error:  # of this request alone, e.g. NaN logits
-                self._fail(leader.request, error)
+            if part.sequence.request.error is None:  # else a sample before this one failed and ended both
+                self._draw_part(part, row)
             row += 1 + len(part.draft)
+
+    def _draw_part(self, part: Slice, row: int) -> None:
+        leader = part.sequence
+        siblings = [] if leader.chunks or leader.index else self._fork_siblings(leader)
+        try:
+            if leader.chunks:
+                self._draw_drafted(part, row)
+            else:
+                for sequence in (leader, *siblings):
+                    self._draw_one(sequence, row)
+        except Exception as error:  # of this request alone, e.g. NaN logits
+            self._fail(leader.request, error)
 
     def _draw_drafted(self, part: Slice, row: int) -> None:
         """Draws after each token of a draft, as long as the draft said what would be drawn."""
