@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hotset.engine.backend import Core, Decoder, DrawFactory
+from hotset.engine.budget import logit_rows
 from hotset.engine.lock import FairLock
 from hotset.engine.output import Chunk, TokenLogprob
 from hotset.engine.prefix_cache import PrefixCache
@@ -17,9 +18,6 @@ from hotset.engine.speculate import Speculator
 from hotset.engine.stops import StopMatcher
 from hotset.errors import InputError, MemoryBudgetError
 from hotset.params import SamplingParams, sample_seed
-
-# Logits of one step, in bytes: float32 rows of the whole vocabulary add up fast.
-_MOST_LOGIT_BYTES = 32 << 20
 
 
 class Engine:
@@ -50,9 +48,10 @@ class Engine:
         counters: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
+        self.most_logit_rows = logit_rows(vocab, max_step_tokens)  # of one step
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
-        self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
+        self._scheduler = Scheduler(core, self.cache, max_step_tokens, self.most_logit_rows, reuse=reuse)
         self.lock = FairLock()
         self._watch, self._after_step, self._counters = watch, after_step, counters
         self.speculator = Speculator(core, context, self.most_logit_rows, after_step) if drafts else None
@@ -246,11 +245,6 @@ class Engine:
             sequence.finish_reason = "length"
             text += sequence.stops.push(sequence.decoder.flush())[0] + sequence.stops.flush()
         return text, None
-
-    @property
-    def most_logit_rows(self) -> int:
-        """Of one step: each row is as wide as the vocabulary."""
-        return min(self.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * self.vocab)))
 
     def _end(self, sequence: Sequence, *, keep: bool) -> None:
         if sequence in self._scheduler.active:

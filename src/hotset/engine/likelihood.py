@@ -11,7 +11,6 @@ from hotset.engine.backend import PAGE
 from hotset.engine.engine import Engine
 from hotset.errors import InputError
 
-_MOST_LOGIT_BYTES = 64 << 20  # of one step: float32 rows of the whole vocabulary add up fast
 _NONE, _ALL = 0, 2  # of `want`
 
 
@@ -133,8 +132,7 @@ def _batch(engine: Engine, groups: Sequence[Sequence[Continuation]], single: boo
                 if len(group) > 1:
                     handles.append(handle := engine.core.sequence_fork(root.handle))
                 jobs[-1].append(_Job(handle, len(c.tokens), c.tokens[start:-1], c.tokens[start + 1 :]))
-        rows = min(engine.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * engine.vocab)))
-        _run(engine, [job for some in jobs for job in some], 1 if single else rows)
+        _run(engine, [job for some in jobs for job in some], 1 if single else engine.most_logit_rows)
     finally:
         for handle in handles:
             engine.core.sequence_free(handle)
