@@ -38,9 +38,12 @@ class _Held:
 
 
 class CoreTwin:
-    def __init__(self, pages: int, max_step_tokens: int, draft_error: float = 0.0) -> None:
-        """draft_error: how often a draft's logits are somebody else's."""
+    def __init__(
+        self, pages: int, max_step_tokens: int, draft_error: float = 0.0, most_rows: int | None = None
+    ) -> None:
+        """draft_error: how often a draft's logits are somebody else's. most_rows: of logits in a step."""
         self.max_step_tokens, self.steps, self.drafts = max_step_tokens, 0, 0
+        self.most_rows, self.most_seen_rows = most_rows or max_step_tokens, 0
         self._draft_error = draft_error
         self._free = list(range(pages))
         self._uses = [0] * pages
@@ -107,6 +110,8 @@ class CoreTwin:
                 rows.append(self._logits_after(held.tokens, draft))
             at += count
         self._logits = np.array(rows, np.float32).reshape(-1, VOCAB)
+        self.most_seen_rows = max(self.most_seen_rows, len(rows))
+        assert len(rows) <= self.most_rows, "more logits than there is memory for"
         return len(rows)
 
     def _logits_after(self, tokens: list[int], draft: bool) -> NDArray[np.float32]:

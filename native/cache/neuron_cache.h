@@ -36,8 +36,8 @@ class NeuronCache {
   }
 
   // Begins work on a layer: what is touched or admitted from here on stays until the next `layers_kept` calls
-  // are over.
-  void begin() { ++time_; }
+  // are over. times: how many layers it stands for.
+  void begin(uint64_t times = 1) { time_ += times; }
   // The bundle if it is in memory (and marks it used), else null.
   const uint8_t* find(size_t layer, uint32_t neuron);
   // Whether it is in memory, without marking it.
@@ -77,8 +77,9 @@ class NeuronCache {
   uint32_t used_ = 0;                // slots ever given out; fresh ones first
   std::vector<uint32_t> free_;       // slots whose neurons made room
   std::unique_ptr<EvictionPolicy> policy_;
+  uint64_t layers_kept_;
   // The first times are those of free slots; tokens begin after multiples of the number of layers.
-  uint32_t layers_kept_, time_ = layers_kept_ * static_cast<uint32_t>(hot_.size());
+  uint64_t time_ = layers_kept_ * hot_.size();
   CacheCounters counters_;
 };
 

@@ -10,15 +10,15 @@
 
 namespace hotset::cache {
 
-// Slots 0..n-1. Time is a counter that the cache advances once per layer of a step; slots touched lately are
-// in use and must not be chosen. Not thread-safe.
+// Slots 0..n-1. Time is a counter that the cache advances once per layer of a step, so that 32 bits would be
+// used up within weeks; slots touched lately are in use and must not be chosen. Not thread-safe.
 class EvictionPolicy {
  public:
   virtual ~EvictionPolicy() = default;
-  virtual void insert(uint32_t slot, uint32_t time) = 0;  // the slot got a new neuron
-  virtual void touch(uint32_t slot, uint32_t time) = 0;   // its neuron was used
+  virtual void insert(uint32_t slot, uint64_t time) = 0;  // the slot got a new neuron
+  virtual void touch(uint32_t slot, uint64_t time) = 0;   // its neuron was used
   // Appends slots last touched before `in_use`, whose neurons go now: at least one if there is such a slot.
-  virtual void evict(uint32_t in_use, std::vector<uint32_t>& slots) = 0;
+  virtual void evict(uint64_t in_use, std::vector<uint32_t>& slots) = 0;
   // Slots from this number on are no more.
   virtual void shrink(size_t slots) = 0;
 };

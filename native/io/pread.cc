@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "base/error.h"
 #include "io/backend.h"
 
 namespace hotset::io {
@@ -16,9 +18,8 @@ constexpr size_t kMaxThreads = 16;
 
 class PreadReader final : public QueueReader {
  public:
-  PreadReader(File file, const ReaderOptions& options) : QueueReader(std::move(file), options) {
-    for (size_t i = 0; i < std::min(options.depth, kMaxThreads); ++i)
-      threads_.emplace_back([this] { work(); });
+  PreadReader(File opened, const ReaderOptions& options) : QueueReader(std::move(opened), options) {
+    start_threads(std::min(options.depth, kMaxThreads));
   }
 
   ~PreadReader() override {
@@ -34,6 +35,19 @@ class PreadReader final : public QueueReader {
   const char* backend() const override { return "pread"; }
 
  private:
+  // Where the system gives fewer, these do.
+  void start_threads(size_t wanted) {
+    threads_.reserve(wanted);
+    try {
+      while (threads_.size() < wanted) threads_.emplace_back([this] { work(); });
+    } catch (const std::exception& e) {
+      if (threads_.empty())
+        throw IoError(file().path() + ": can start none of " + std::to_string(wanted) +
+                      " threads that read: " + e.what() +
+                      "; raise the limit on threads or close other programs");
+    }
+  }
+
   void start(std::span<const Transfer> transfers) override {
     {
       const std::lock_guard lock(mutex_);

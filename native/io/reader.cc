@@ -92,11 +92,12 @@ void read_all(const std::string& path, uint64_t offset, std::span<uint8_t> dst) 
     throw_read_error(path, offset, static_cast<ssize_t>(file.bytes() - std::min(offset, file.bytes())),
                      dst.size());
   if (dst.empty()) return;
+  Buffer block;  // before the reader, which waits for what is under way
   const auto reader = open_for(file, offset, dst);
   const size_t a = reader->alignment(), whole = dst.size() / a * a;
   read_chunks(*reader, offset, dst.first(whole));
   if (whole == dst.size()) return;
-  const Buffer block(a);  // direct reads come in whole blocks
+  block = Buffer(a);  // direct reads come in whole blocks
   read_chunks(*reader, offset + whole, {block.data(), a});
   std::memcpy(dst.data() + whole, block.data(), dst.size() - whole);
 }

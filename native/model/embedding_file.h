@@ -36,9 +36,9 @@ class EmbeddingFile {
 
   TensorRef tensor_;
   io::ReaderOptions io_;
-  std::unique_ptr<io::Reader> reader_;
   size_t slot_bytes_;
-  Buffer memory_;  // [kBatch] slots
+  Buffer memory_;                       // [kBatch] slots
+  std::unique_ptr<io::Reader> reader_;  // after what it reads into: it waits for what is under way
   std::vector<uint32_t> crc32c_;
 };
 

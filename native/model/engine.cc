@@ -90,10 +90,12 @@ Engine::Engine(ModelDesc desc, const std::vector<TensorRef>& tensors,
 }
 
 void Engine::make_forward(size_t threads) {
-  forward_.reset();
-  pool_ = std::make_unique<ThreadPool>(threads > 0 ? threads : allowed_cpus().size(), options_.pin);
-  forward_ = std::make_unique<Forward>(desc_, weights_, embedding_.get(), *kv_, ffn_.get(), record_, k_,
-                                       *pool_, options_.max_step_tokens);
+  auto pool = std::make_unique<ThreadPool>(threads > 0 ? threads : allowed_cpus().size(), options_.pin);
+  // Beside the old one: pages come on first use. If either is refused, both old ones stay.
+  auto forward = std::make_unique<Forward>(desc_, weights_, embedding_.get(), *kv_, ffn_.get(), record_, k_,
+                                           *pool, options_.max_step_tokens);
+  forward_ = std::move(forward);  // before its pool goes
+  pool_ = std::move(pool);
   rows_ = 0;
 }
 

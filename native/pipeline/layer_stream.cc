@@ -25,23 +25,46 @@ LayerStream::LayerStream(Units units, std::vector<uint32_t> first, size_t chunk,
   io_.depth = kInFlight;
 }
 
-// What comes after the last piece started: the next chunk, else the first cold one of the next layer.
-bool LayerStream::advance() {
-  while (next_first_ >= units_.count) {
-    if (++next_layer_ >= units_.offset.size()) {
+// Goes on from the end of a layer to the first cold unit of the next one; false behind the last.
+bool LayerStream::at_unit(size_t& layer, size_t& first) const {
+  while (first >= units_.count) {
+    if (++layer >= units_.offset.size()) {
       if (!around_) return false;
-      next_layer_ = 0;
+      layer = 0;
     }
-    next_first_ = first_[next_layer_];
+    first = first_[layer];
   }
   return true;
 }
 
+// Makes the piece that begins there the oldest. The one handed out last is free, unless it is the same.
+void LayerStream::come_to(size_t layer, size_t first) {
+  if (handed_out_ && !at_head(layer, first)) {
+    head_ = (head_ + 1) % ring_.size();
+    --filled_;
+    handed_out_ = false;
+  }
+  if (!at_head(layer, first)) restart(layer, first);
+  read_ahead();
+  send();
+}
+
+// Nobody wants what is on its way any more, but it writes to places that others get.
+void LayerStream::settle() {
+  queued_.clear();
+  try {
+    if (in_flight_ > 0) take(in_flight_);
+  } catch (const IoError&) {
+    abandon();
+  }
+}
+
 void LayerStream::restart(size_t layer, size_t first) {
-  abandon();
-  reader_ = io::open_reader(units_.path, io_);
+  settle();
+  if (!reader_) reader_ = io::open_reader(units_.path, io_);
   if (memory_.size() == 0) memory_ = Buffer(ring_.size() * chunk_ * units_.stride);
-  head_ = 0;
+  head_ = filled_ = 0;
+  handed_out_ = false;
   next_layer_ = layer;
   next_first_ = first;
   at_end_ = false;
@@ -67,7 +90,7 @@ void LayerStream::start(size_t index) {
 
 void LayerStream::read_ahead() {
   while (filled_ < ring_.size() && !at_end_) {
-    if (!advance()) {
+    if (!at_unit(next_layer_, next_first_)) {
       at_end_ = true;
       return;
     }
@@ -102,6 +125,7 @@ void LayerStream::await(size_t index) {
 void LayerStream::abandon() {
   reader_.reset();  // waits for what is in flight
   filled_ = in_flight_ = 0;
+  handed_out_ = false;
   queued_.clear();
 }
 
@@ -125,25 +149,14 @@ void LayerStream::pump() {
 }
 
 void LayerStream::prepare(size_t layer, size_t first) {
-  if (filled_ > 0 || first >= units_.count) return;
-  guarded([&] {
-    restart(layer, first);
-    read_ahead();
-    send();
-  });
+  if (at_unit(layer, first)) guarded([&] { come_to(layer, first); });
 }
 
 LayerStream::Piece LayerStream::next(size_t layer, size_t first) {
   guarded([&] {
-    // The piece handed out last is free now.
-    if (filled_ > 0 && !(ring_[head_].layer == layer && ring_[head_].first == first)) {
-      head_ = (head_ + 1) % ring_.size();
-      --filled_;
-    }
-    if (filled_ == 0 || ring_[head_].layer != layer || ring_[head_].first != first) restart(layer, first);
-    read_ahead();
-    send();
+    come_to(layer, first);
     await(head_);
+    handed_out_ = true;
   });
   const Slot& slot = ring_[head_];
   return {buffer(head_), slot.first, slot.count};

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <mutex>
 #include <numeric>
 #include <string>
 
@@ -15,7 +16,6 @@ namespace {
 
 constexpr int kDigitBits = 11;                  // three passes over 32 bits
 constexpr uint32_t kDigits = 1u << kDigitBits;  // buckets of one pass
-constexpr int32_t kUnseen = -1;
 constexpr float kInf = std::numeric_limits<float>::infinity(), kHighest = std::numeric_limits<float>::max();
 
 void require(bool ok, const std::string& message) {
@@ -74,6 +74,13 @@ void refuse_bad(std::span<const float> x) {
                         (*at > 0 ? "+inf" : "NaN") + ": the model's weights or its arithmetic are broken");
 }
 
+std::vector<int32_t> distinct_of(std::span<const int32_t> tokens) {
+  std::vector<int32_t> sorted(tokens.begin(), tokens.end());
+  std::ranges::sort(sorted);
+  sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
+  return sorted;
+}
+
 size_t blocks_of(size_t n, size_t block) { return (n + block - 1) / block; }
 
 void apply_mask(std::span<float> x, const uint32_t* mask) {
@@ -106,27 +113,61 @@ Sampler::Sampler(const SamplingParams& params, uint64_t seed, const kernels::Ker
   for (uint64_t& word : state_) word = splitmix64(seed);
 }
 
+class Sampler::Loan {
+ public:
+  explicit Loan(Work*& borrower) : borrower_(borrower) {
+    {
+      const std::lock_guard lock(mutex_);
+      work_ = std::move(unused_);
+      if (work_) unused_ = std::move(work_->next);
+    }
+    if (!work_) work_ = std::make_unique<Work>();
+    borrower_ = work_.get();
+  }
+  ~Loan() {
+    borrower_ = nullptr;
+    const std::lock_guard lock(mutex_);
+    work_->next = std::move(unused_);
+    unused_ = std::move(work_);
+  }
+  Loan(const Loan&) = delete;
+
+ private:
+  static inline std::mutex mutex_;  // of unused_
+  static inline std::unique_ptr<Work> unused_;
+  Work*& borrower_;
+  std::unique_ptr<Work> work_;
+};
+
 void Sampler::accept_prompt(std::span<const int32_t> tokens) {
   for (int32_t token : tokens) require(token >= 0, "prompt token " + std::to_string(token) + " is negative");
-  for (int32_t token : tokens) see(token);
+  for (int32_t token : tokens) highest_ = std::max(highest_, int64_t{token});
+  if (!penalizes()) return;
+  const std::vector<int32_t> distinct = distinct_of(tokens);
+  const auto known = static_cast<ptrdiff_t>(seen_.size());
+  seen_.reserve(seen_.size() + distinct.size());
+  for (int32_t token : distinct) seen_.push_back({token, 0});
+  // Of equal tokens those with a count come first, and stay.
+  std::ranges::inplace_merge(seen_, seen_.begin() + known, {}, &Seen::token);
+  seen_.erase(std::ranges::unique(seen_, {}, &Seen::token).begin(), seen_.end());
 }
 
-void Sampler::see(int32_t token) {
-  const auto index = static_cast<size_t>(token);
-  if (index >= output_count_.size()) output_count_.resize(index + 1, kUnseen);
-  if (output_count_[index] != kUnseen) return;
-  output_count_[index] = 0;
-  seen_.push_back(token);
+void Sampler::count(int32_t token) {
+  highest_ = std::max(highest_, int64_t{token});
+  if (!penalizes()) return;
+  auto at = std::ranges::lower_bound(seen_, token, {}, &Seen::token);
+  if (at == seen_.end() || at->token != token) at = seen_.insert(at, {token, 0});
+  ++at->count;
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const uint32_t* mask, float* logprob) {
   require(!logits.empty(), "logits are empty");
-  maxima_.resize(blocks_of(logits.size(), kernels::kMaximaBlock));
-  if (!k_.block_maxima(logits.data(), logits.size(), maxima_.data())) refuse_bad(logits);
+  const Loan loan(work_);
+  work_->maxima.resize(blocks_of(logits.size(), kernels::kMaximaBlock));
+  if (!k_.block_maxima(logits.data(), logits.size(), work_->maxima.data())) refuse_bad(logits);
   check_tokens(logits.size());
   const int32_t token = choose(logits, mask);
-  see(token);
-  ++output_count_[static_cast<size_t>(token)];
+  count(token);
   if (logprob != nullptr) {
     float max, lse;
     k_.logsumexp(logits.data(), logits.size(), &max, &lse);
@@ -136,9 +177,9 @@ int32_t Sampler::sample(std::span<const float> logits, const uint32_t* mask, flo
 }
 
 void Sampler::check_tokens(size_t vocab) const {
-  require(output_count_.size() <= vocab, "prompt token " + std::to_string(output_count_.size() - 1) +
-                                             " is outside the vocabulary of " + std::to_string(vocab) +
-                                             " tokens");
+  require(highest_ < static_cast<int64_t>(vocab), "prompt token " + std::to_string(highest_) +
+                                                      " is outside the vocabulary of " +
+                                                      std::to_string(vocab) + " tokens");
   for (const auto& [token, bias] : params_.logit_bias)
     require(static_cast<size_t>(token) < vocab, "logit_bias names token " + std::to_string(token) +
                                                     ", outside the vocabulary of " + std::to_string(vocab) +
@@ -147,27 +188,30 @@ void Sampler::check_tokens(size_t vocab) const {
 
 template <class Keep>
 void Sampler::compact(Keep keep) {
+  auto& ids = work_->ids;
+  auto &x = work_->x, &p = work_->p;
   size_t n = 0;
-  for (size_t i = 0; i < x_.size(); ++i) {
+  for (size_t i = 0; i < x.size(); ++i) {
     const bool kept = keep(i);  // before the slots are overwritten; n <= i
-    ids_[n] = ids_[i];
-    x_[n] = x_[i];
-    p_[n] = p_[i];
+    ids[n] = ids[i];
+    x[n] = x[i];
+    p[n] = p[i];
     n += kept;
   }
-  ids_.resize(n), x_.resize(n), p_.resize(n);
+  ids.resize(n), x.resize(n), p.resize(n);
 }
 
 int32_t Sampler::choose(std::span<const float> logits, const uint32_t* mask) {
   std::span<const float> x = logits;
-  if (mask != nullptr || adjusts()) {
-    adjusted_.assign(logits.begin(), logits.end());
-    if (mask != nullptr) apply_mask(adjusted_, mask);
-    adjust(adjusted_);
-    x = adjusted_;
-    k_.block_maxima(x.data(), x.size(), maxima_.data());
+  if (mask != nullptr || !params_.logit_bias.empty() || !seen_.empty()) {
+    std::vector<float>& adjusted = work_->adjusted;
+    adjusted.assign(logits.begin(), logits.end());
+    if (mask != nullptr) apply_mask(adjusted, mask);
+    adjust(adjusted);
+    x = adjusted;
+    k_.block_maxima(x.data(), x.size(), work_->maxima.data());
   }
-  const float max = *std::max_element(maxima_.begin(), maxima_.end());
+  const float max = *std::ranges::max_element(work_->maxima);
   require(max > -kInf, "no token can be chosen: mask and logit_bias exclude all " + std::to_string(x.size()));
   require(max < kInf,
           "logit of token " + std::to_string(first_of(x, max)) + " overflows after bias and penalties");
@@ -175,14 +219,14 @@ int32_t Sampler::choose(std::span<const float> logits, const uint32_t* mask) {
   if (p.temperature == 0) return first_of(x, max);
   if (p.top_k > 0 || p.top_p < 1 || p.min_p > 0) {
     filter(x, max);
-    return ids_[draw()];
+    return work_->ids[draw()];
   }
   weigh(x, max);
   return static_cast<int32_t>(draw());
 }
 
 int32_t Sampler::first_of(std::span<const float> x, float logit) const {
-  const auto block = std::find(maxima_.begin(), maxima_.end(), logit) - maxima_.begin();
+  const auto block = std::ranges::find(work_->maxima, logit) - work_->maxima.begin();
   const auto begin = x.begin() + block * static_cast<ptrdiff_t>(kernels::kMaximaBlock);
   return static_cast<int32_t>(std::find(begin, x.end(), logit) - x.begin());
 }
@@ -190,32 +234,35 @@ int32_t Sampler::first_of(std::span<const float> x, float logit) const {
 // A bound on the logits, found in one pass at most, leaves few tokens for the exact filters.
 void Sampler::filter(std::span<const float> x, float max) {
   const SamplingParams& p = params_;
+  auto &weights = work_->p, &sums = work_->sums;
   double total = 0;
   if (p.top_k > 0) {
     gather(x, kth_block_maximum(static_cast<size_t>(p.top_k)));
     keep_top(p.top_k, false);
   } else if (p.top_p < 1) {  // n tokens below 1/n of what may go are less than that together
     weigh(x, max);
-    total = std::accumulate(sums_.begin(), sums_.end(), 0.0);
+    total = std::accumulate(sums.begin(), sums.end(), 0.0);
     gather(x, logit_of((1.0 - p.top_p) * total / static_cast<double>(x.size()), max));
   } else {
     gather(x, logit_of(p.min_p, max));
   }
-  weigh(x_, max);
-  if (p.top_k > 0) total = sum(p_.data(), p_.size());
+  weigh(work_->x, max);
+  if (p.top_k > 0) total = sum(weights.data(), weights.size());
   if (p.top_p < 1) keep_top(p.top_p * total, true);
-  if (p.min_p > 0) compact([&](size_t i) { return p_[i] >= p.min_p; });  // the best one's p is 1
-  sums_.clear();
-  for (size_t i = 0; i < p_.size(); i += kernels::kWeightsBlock)
-    sums_.push_back(static_cast<float>(sum(&p_[i], std::min(kernels::kWeightsBlock, p_.size() - i))));
+  if (p.min_p > 0) compact([&](size_t i) { return weights[i] >= p.min_p; });  // the best one's p is 1
+  sums.clear();
+  for (size_t i = 0; i < weights.size(); i += kernels::kWeightsBlock)
+    sums.push_back(
+        static_cast<float>(sum(&weights[i], std::min(kernels::kWeightsBlock, weights.size() - i))));
 }
 
 // At least k logits are as large, and the k best among them.
 float Sampler::kth_block_maximum(size_t k) {
-  if (k >= maxima_.size()) return -kInf;
-  p_ = maxima_;
-  const auto kth = p_.begin() + static_cast<ptrdiff_t>(k - 1);
-  std::nth_element(p_.begin(), kth, p_.end(), std::greater<>());
+  if (k >= work_->maxima.size()) return -kInf;
+  std::vector<float>& ordered = work_->p;
+  ordered = work_->maxima;
+  const auto kth = ordered.begin() + static_cast<ptrdiff_t>(k - 1);
+  std::nth_element(ordered.begin(), kth, ordered.end(), std::greater<>());
   return *kth;
 }
 
@@ -228,9 +275,10 @@ float Sampler::logit_of(double weight, float max) const {
 // The tokens with logits of at least `lowest`.
 void Sampler::gather(std::span<const float> x, float lowest) {
   constexpr size_t kBlock = kernels::kMaximaBlock;
-  ids_.clear(), x_.clear();
-  for (size_t b = 0; b < maxima_.size(); ++b) {
-    if (maxima_[b] < lowest) continue;
+  Work& w = *work_;
+  w.ids.clear(), w.x.clear();
+  for (size_t b = 0; b < w.maxima.size(); ++b) {
+    if (w.maxima[b] < lowest) continue;
     int32_t ids[kBlock];
     float kept[kBlock];
     size_t n = 0;
@@ -239,74 +287,73 @@ void Sampler::gather(std::span<const float> x, float lowest) {
       kept[n] = x[i];
       n += x[i] >= lowest;
     }
-    ids_.insert(ids_.end(), ids, ids + n);
-    x_.insert(x_.end(), kept, kept + n);
+    w.ids.insert(w.ids.end(), ids, ids + n);
+    w.x.insert(w.x.end(), kept, kept + n);
   }
-  p_.resize(x_.size());
+  w.p.resize(w.x.size());
 }
 
-bool Sampler::adjusts() const {
+bool Sampler::penalizes() const {
   const SamplingParams& p = params_;
-  const bool penalties = p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
-  return !p.logit_bias.empty() || (penalties && !seen_.empty());
+  return p.repetition_penalty != 1 || p.presence_penalty != 0 || p.frequency_penalty != 0;
 }
 
 void Sampler::adjust(std::span<float> x) const {
   const SamplingParams& p = params_;
   for (const auto& [token, bias] : p.logit_bias) x[static_cast<size_t>(token)] += bias;
-  if (p.repetition_penalty == 1 && p.presence_penalty == 0 && p.frequency_penalty == 0) return;
-  for (int32_t token : seen_) {
+  for (const auto& [token, count] : seen_) {
     float& v = x[static_cast<size_t>(token)];
     v = v < 0 ? v * p.repetition_penalty : v / p.repetition_penalty;
-    const int32_t count = output_count_[static_cast<size_t>(token)];
     if (count > 0) v -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
   }
 }
 
-// Keeps the fewest tokens, best first, whose weights (1 each, or p_) reach `target`; at least one. A radix
+// Keeps the fewest tokens, best first, whose weights (1 each, or p) reach `target`; at least one. A radix
 // select over the bits of the logits: three passes and no sort, whatever the distribution.
 void Sampler::keep_top(double target, bool by_probability) {
-  const auto weight = [&](size_t i) { return by_probability ? double{p_[i]} : 1.0; };
+  const auto &x = work_->x, &p = work_->p;
+  const auto weight = [&](size_t i) { return by_probability ? double{p[i]} : 1.0; };
   double above = 0;  // weight of the tokens known to be better than the boundary
   uint64_t cut = 0;  // key of the boundary, as far as known
   for (int shift : {22, 11, 0}) {
     double histogram[kDigits] = {};
-    for (size_t i = 0; i < x_.size(); ++i) {
-      const uint64_t key = order_key(x_[i]);
+    for (size_t i = 0; i < x.size(); ++i) {
+      const uint64_t key = order_key(x[i]);
       if (key >> shift >> kDigitBits == cut >> shift >> kDigitBits)
         histogram[key >> shift & (kDigits - 1)] += weight(i);
     }
     cut |= uint64_t{boundary_digit(histogram, target, above)} << shift;
-    compact([&](size_t i) { return order_key(x_[i]) >> shift >= cut >> shift; });
+    compact([&](size_t i) { return order_key(x[i]) >> shift >= cut >> shift; });
   }
-  size_t last = x_.size();  // of the equal logits at the boundary, the lowest tokens stay
-  for (size_t i = 0; i < x_.size() && (last == x_.size() || above < target); ++i)
-    if (order_key(x_[i]) == cut) above += weight(i), last = i;
-  compact([&](size_t i) { return order_key(x_[i]) > cut || i <= last; });
+  size_t last = x.size();  // of the equal logits at the boundary, the lowest tokens stay
+  for (size_t i = 0; i < x.size() && (last == x.size() || above < target); ++i)
+    if (order_key(x[i]) == cut) above += weight(i), last = i;
+  compact([&](size_t i) { return order_key(x[i]) > cut || i <= last; });
 }
 
 void Sampler::weigh(std::span<const float> x, float max) {
-  p_.resize(x.size());
-  sums_.resize(blocks_of(x.size(), kernels::kWeightsBlock));
+  work_->p.resize(x.size());
+  work_->sums.resize(blocks_of(x.size(), kernels::kWeightsBlock));
   // Bounded, as the best logit's distance of 0 must stay one.
   const float scale = std::min(1 / params_.temperature, kHighest);
-  k_.softmax_weights(x.data(), x.size(), max, scale, p_.data(), sums_.data());
+  k_.softmax_weights(x.data(), x.size(), max, scale, work_->p.data(), work_->sums.data());
 }
 
 // Inverse of the cumulative sum at a uniform point: whole blocks first, then inside one.
 size_t Sampler::draw() {
   constexpr size_t kBlock = kernels::kWeightsBlock;
-  double left = uniform() * std::accumulate(sums_.begin(), sums_.end(), 0.0);
+  const auto &p = work_->p, &sums = work_->sums;
+  double left = uniform() * std::accumulate(sums.begin(), sums.end(), 0.0);
   size_t chosen = 0;  // rounding may leave a remainder at the end: then the last possible token
-  for (size_t b = 0; b < sums_.size(); ++b) {
-    if (left >= sums_[b] && b + 1 < sums_.size()) {
-      left -= sums_[b];
+  for (size_t b = 0; b < sums.size(); ++b) {
+    if (left >= sums[b] && b + 1 < sums.size()) {
+      left -= sums[b];
       continue;
     }
-    for (size_t i = b * kBlock; i < std::min((b + 1) * kBlock, p_.size()); ++i) {
-      if (p_[i] == 0) continue;
+    for (size_t i = b * kBlock; i < std::min((b + 1) * kBlock, p.size()); ++i) {
+      if (p[i] == 0) continue;
       chosen = i;
-      if ((left -= p_[i]) < 0) return chosen;
+      if ((left -= p[i]) < 0) return chosen;
     }
   }
   return chosen;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
@@ -23,8 +24,9 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias = {};   // -inf bans a token
 };
 
-// Not thread-safe. A copy draws what the original would draw. All methods throw InvalidArgument on a value
-// out of range and then have counted nothing.
+// Not thread-safe; several may be used at once. A copy draws what the original would draw. Takes memory by
+// the tokens that it has seen, and only where there are penalties. All methods throw InvalidArgument on a
+// value out of range and then have counted nothing.
 class Sampler {
  public:
   Sampler(const SamplingParams& params, uint64_t seed, const kernels::Kernels& k);
@@ -35,8 +37,23 @@ class Sampler {
   int32_t sample(std::span<const float> logits, const uint32_t* mask, float* logprob);
 
  private:
+  struct Seen {
+    int32_t token, count;  // count: in the output
+  };
+  // What a choice is made in, some of it as long as the vocabulary. Lent for the choice alone, so there are
+  // as many as ever were used at once.
+  struct Work {
+    std::vector<float> adjusted;  // logits after bias and penalties, if there are any
+    std::vector<float> maxima;    // of blocks of kernels::kMaximaBlock logits
+    // Tokens still in play, in rising order, with their logits and unnormalized probabilities; without a
+    // filter only p, of all tokens. sums: of blocks of kernels::kWeightsBlock of them.
+    std::vector<int32_t> ids;
+    std::vector<float> x, p, sums;
+    std::unique_ptr<Work> next;  // that nobody uses either
+  };
+  class Loan;
   int32_t choose(std::span<const float> logits, const uint32_t* mask);
-  bool adjusts() const;
+  bool penalizes() const;
   void adjust(std::span<float> x) const;
   int32_t first_of(std::span<const float> x, float logit) const;
   void filter(std::span<const float> x, float max);
@@ -50,19 +67,14 @@ class Sampler {
   size_t draw();
   double uniform();
   void check_tokens(size_t vocab) const;
-  void see(int32_t token);
+  void count(int32_t token);
 
   SamplingParams params_;
   const kernels::Kernels& k_;
-  uint64_t state_[4];                  // xoshiro256**, seeded with splitmix64
-  std::vector<int32_t> seen_;          // distinct tokens of prompt and output
-  std::vector<int32_t> output_count_;  // [highest token seen + 1]; -1 = never seen
-  std::vector<float> adjusted_;        // logits after bias and penalties, if there are any
-  std::vector<float> maxima_;          // of blocks of kernels::kMaximaBlock logits
-  // Tokens still in play, in rising order, with their logits and unnormalized probabilities; without a filter
-  // only p_, of all tokens. sums_: of blocks of kernels::kWeightsBlock of them.
-  std::vector<int32_t> ids_;
-  std::vector<float> x_, p_, sums_;
+  uint64_t state_[4];       // xoshiro256**, seeded with splitmix64
+  std::vector<Seen> seen_;  // distinct tokens of prompt and output, rising; none without penalties
+  int64_t highest_ = -1;    // token of prompt and output
+  Work* work_ = nullptr;    // of the running sample()
 };
 
 }  // namespace hotset::sampling

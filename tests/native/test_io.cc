@@ -66,10 +66,11 @@ bool says(const std::string& message, std::initializer_list<std::string> parts) 
 
 // Keeps the queue full with reads of random places and sizes, the tail of the file among them.
 void test_random_reads(const std::string& path, const std::vector<uint8_t>& want, io::ReaderOptions options) {
-  const auto reader = io::open_reader(path, options);
-  const size_t a = reader->alignment(), slot = 16 * 4096;
-  CHECK(reader->file_bytes() == want.size() && reader->depth() == options.depth);
+  const size_t slot = 16 * 4096;
   const Buffer memory(options.depth * slot);
+  const auto reader = io::open_reader(path, options);
+  const size_t a = reader->alignment();
+  CHECK(reader->file_bytes() == want.size() && reader->depth() == options.depth);
   std::mt19937_64 rng(3);
   std::vector<Read> slots(options.depth);
   std::vector<uint64_t> free(options.depth), tags(options.depth);

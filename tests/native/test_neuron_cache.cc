@@ -20,6 +20,7 @@ using namespace hotset::cache;
 namespace {
 
 constexpr size_t kStride = 64, kNeurons = 50;
+constexpr uint64_t kBefore32Bits = (uint64_t{1} << 32) - 901;  // whole tokens of three layers
 using Key = std::pair<size_t, uint32_t>;
 
 uint64_t content(const Key& key) { return key.first * 1000003 + key.second * 7919 + 1; }
@@ -35,9 +36,11 @@ bool holds_its_own(const uint8_t* bundle, const Key& key) {
   return value == content(key);
 }
 
-void random_use(const char* policy, unsigned seed, uint32_t layers_kept) {
+// start: layers that were begun before.
+void random_use(const char* policy, unsigned seed, uint32_t layers_kept, uint64_t start) {
   std::mt19937 rng(seed);
   NeuronCache cache(kNeurons, {5, 0, 9}, 30, kStride, policy, layers_kept);
+  cache.begin(start);
   for (size_t layer = 0; layer < 3; ++layer)
     for (uint32_t i = 0; i < cache.hot(layer); ++i)
       fill(cache.hot_block(layer).data() + i * kStride, {layer, i});
@@ -58,7 +61,7 @@ void random_use(const char* policy, unsigned seed, uint32_t layers_kept) {
         CHECK((std::find(recent.begin(), recent.end(), key) != recent.end()) == (bundle != nullptr));
       if (!bundle) {
         uint8_t* place = cache.admit(layer, neuron);
-        CHECK(place != nullptr);
+        if (!CHECK(place != nullptr)) return;
         fill(place, key);
         bundle = place;
       }
@@ -205,7 +208,8 @@ void wrong_use() {
 int main() {
   for (const char* policy : {"lru", "clock", "lfu", "window"})
     for (unsigned seed = 0; seed < 10; ++seed)
-      for (uint32_t kept : {1, 2}) random_use(policy, seed, kept);
+      for (uint32_t kept : {1, 2})
+        for (const uint64_t start : {uint64_t{0}, kBefore32Bits}) random_use(policy, seed, kept, start);
   for (const char* policy : {"lru", "clock", "lfu", "window"})
     for (unsigned seed = 0; seed < 5; ++seed)
       for (const int steps : {3, 1000})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotset import _core
+from hotset.engine.budget import MIB, resident_bytes
 from hotset.errors import UsageError
 
 F32 = NDArray[np.float32]
@@ -168,6 +170,47 @@ def test_a_seed_gives_the_same_tokens_in_every_release() -> None:
     for _ in range(200):
         point = uniform() * cumulative[-1]
         assert abs(sampler.sample_logits(x)[0] - int(np.searchsorted(cumulative, point, side="right"))) <= 1  # rounding
+
+
+def test_samplers_take_memory_by_the_text_not_by_the_vocabulary() -> None:
+    """A thousand queued prompts, and a hundred answers under way, of a vocabulary of 1 MiB of logits."""
+    vocab = 1 << 18
+    x = logits_like_a_model(vocab)
+    prompt = np.array([1, vocab - 1, 5], np.int32)
+    options: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.1, "frequency_penalty": 0.1}]
+    for some in options:  # what the first ones take, all share
+        _core.Sampler(seed=0, **some).sample_logits(x)
+    before = resident_bytes()
+    samplers = [_core.Sampler(seed=i, **options[i % 2]) for i in range(1000)]
+    for sampler in samplers:
+        sampler.accept_prompt(prompt)
+    assert resident_bytes() - before < 8 * MIB
+    for sampler in samplers[:100]:
+        sampler.sample_logits(x)
+        sampler.fork().sample_logits(x)
+    assert resident_bytes() - before < 16 * MIB
+
+
+def test_samplers_of_several_threads_do_not_disturb_each_other() -> None:
+    """What they compute with is lent to them for a choice."""
+    x = logits_like_a_model(32000)
+    options = {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.2}
+
+    def draws(seed: int) -> list[int]:
+        sampler = _core.Sampler(seed=seed, **options)
+        return [sampler.sample_logits(x)[0] for _ in range(200)]
+
+    alone = [draws(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(draws, range(4))) == alone
+
+
+def test_a_prompt_accepted_among_the_output_keeps_its_counts() -> None:
+    x = np.zeros(50, np.float32)
+    sampler = _core.Sampler(seed=0, temperature=0, presence_penalty=1.0)
+    assert [sampler.sample_logits(x)[0] for _ in range(3)] == [0, 1, 2]
+    sampler.accept_prompt(np.array([40, 1, 3, 0, 40], np.int32))
+    assert [sampler.sample_logits(x)[0] for _ in range(3)] == [3, 4, 5]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

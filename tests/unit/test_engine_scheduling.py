@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 
 from hotset.engine import Engine, Request
 from hotset.engine.backend import PAGE
+from hotset.engine.budget import logit_rows
 from hotset.params import SamplingParams, sample_seed
 
 CONTEXT = 4 * PAGE
 
 
-def engine_of(pages: int = 64, max_step_tokens: int = 32, *, reuse: bool = True) -> tuple[Engine, CoreTwin]:
-    core = CoreTwin(pages, max_step_tokens)
+HUGE = 1 << 22  # a vocabulary of which few rows of logits fit a step
+
+
+def engine_of(
+    pages: int = 64, max_step_tokens: int = 32, *, reuse: bool = True, vocab: int = VOCAB
+) -> tuple[Engine, CoreTwin]:
+    core = CoreTwin(pages, max_step_tokens, most_rows=logit_rows(vocab, max_step_tokens))
     engine = Engine(
         core,
-        vocab=VOCAB,
+        vocab=vocab,
         context=CONTEXT,
         max_step_tokens=max_step_tokens,
         draw_factory=draw_factory(core),
@@ -66,9 +72,11 @@ workloads = st.lists(
 
 
 @settings(max_examples=120, deadline=None)
-@given(workloads, st.integers(4, 14), st.sampled_from([1, 3, 16, 64, 200]), st.booleans())
-def test_every_request_gets_what_it_would_get_alone(work, pages, step_tokens, reuse):  # type: ignore[no-untyped-def]
-    engine, core = engine_of(pages, step_tokens, reuse=reuse)
+@given(
+    workloads, st.integers(4, 14), st.sampled_from([1, 3, 16, 64, 200]), st.booleans(), st.sampled_from([VOCAB, HUGE])
+)
+def test_every_request_gets_what_it_would_get_alone(work, pages, step_tokens, reuse, vocab):  # type: ignore[no-untyped-def]
+    engine, core = engine_of(pages, step_tokens, reuse=reuse, vocab=vocab)
     texts = [np.random.default_rng(i).integers(0, VOCAB, CONTEXT).tolist() for i in range(3)]
     requests = []
     for i, (length, text, max_tokens, n, wait) in enumerate(work):
@@ -104,6 +112,24 @@ def test_more_answers_than_a_step_holds_take_turns() -> None:
     for _ in range(25):
         engine.advance(requests[0])
     assert {len(r.chunks) - b for r, b in zip(requests, before, strict=True)} == {10}, "25 steps of 8 tokens for 20"
+
+
+def test_a_step_has_no_more_rows_of_logits_than_the_budget_counts() -> None:
+    """The twin refuses more. Answers take turns for them, and prompts end nevertheless."""
+    engine, core = engine_of(max_step_tokens=128, vocab=HUGE)
+    answers = [engine.submit([i, 1], SamplingParams(max_tokens=100), 0, frozenset()) for i in range(30)]
+    while not all(r.chunks for r in answers):
+        engine.advance(answers[0])
+    assert core.steps == 3, "16 prompts end, the others but for a token each, whose turn comes after the answers'"
+    before = [len(r.chunks) for r in answers]
+    for _ in range(30):
+        engine.advance(answers[0])
+    assert {len(r.chunks) - b for r, b in zip(answers, before, strict=True)} == {16}, "30 steps of 16 rows for 30"
+    steps, prompt = core.steps, engine.submit([4] * 200, SamplingParams(max_tokens=3), 0, frozenset())
+    finish(engine, prompt)
+    assert core.steps - steps <= 8, "however many answers run"
+    assert prompt.sequences[0].tokens[200:] == alone([4] * 200, prompt.params, 0)
+    assert core.most_seen_rows == 16
 
 
 def test_samples_share_one_prefill() -> None:
@@ -185,4 +211,23 @@ def test_a_sampler_that_fails_ends_only_its_own_request() -> None:
     assert good.sequences[0].tokens[2:] == alone([1, 2], good.params, 0)
     with pytest.raises(ValueError, match="NaN"):
         engine.advance(bad)
+    assert bad.finished and free_pages(engine, core) == 64
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_first_error_of_a_request_is_told(failing: int) -> None:
+    """Both samples draw in the same step; what comes after the error of one is its consequence."""
+    engine, core = engine_of()
+    bad = engine.submit([3, 4], SamplingParams(max_tokens=9, n=2), 0, frozenset())
+    good = engine.submit([1, 2], SamplingParams(max_tokens=9), 0, frozenset())
+    engine.advance(bad)
+
+    def fail(row: int) -> tuple[int, float]:
+        raise ValueError("NaN logits")
+
+    bad.sequences[failing].draw = fail  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="NaN"):
+        engine.advance(bad)
+    finish(engine, good)
+    assert good.sequences[0].tokens[2:] == alone([1, 2], good.params, 0)
     assert bad.finished and free_pages(engine, core) == 64

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,8 +14,8 @@ from hotset.errors import InputError
 from tests.engine_twin import VOCAB, CoreTwin, log_softmax, logits_after
 
 
-def engine(pages: int = 40, step: int = 32) -> tuple[Engine, CoreTwin]:
-    core = CoreTwin(pages, step)
+def engine(pages: int = 40, step: int = 32, core: CoreTwin | None = None) -> tuple[Engine, CoreTwin]:
+    core = core or CoreTwin(pages, step)
     made = Engine(
         core,
         vocab=VOCAB,
@@ -74,6 +77,42 @@ def test_pages_come_back_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(likelihoods(made, texts(np.random.default_rng(1))))
     assert core.kv_free_tokens() == 40 * 64
+
+
+class Locked(CoreTwin):
+    """Takes calls from the thread alone that has the engine's lock."""
+
+    engine: Engine | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        engine = object.__getattribute__(self, "engine")
+        if engine is not None and not name.startswith("_"):
+            assert engine.lock._thread == threading.get_ident(), f"{name} without the lock"
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_core_is_touched_under_the_lock_alone(interrupted: bool) -> None:
+    """Another thread may be in a step whenever the lock is free: eviction and freeing count, too."""
+    core = Locked(12, 32)
+    made, _ = engine(12, 32, core)
+    for first in range(10):  # old prefixes that must make room
+        handle, tokens = core.sequence_new(), np.full(32, first, np.int32)
+        core.step(np.array([handle]), np.array([32]), tokens, np.zeros(1, np.uint8))
+        made.cache.keep(handle, tokens.tolist())
+    core.interrupt_at = core.steps + 3 if interrupted else None
+    core.engine = made
+    found = likelihoods(made, texts(np.random.default_rng(5)))
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            list(found)
+    else:
+        for _ in found:
+            assert made.lock._thread == 0, "held while somebody else has the word"
+    core.engine = None
+    assert interrupted or len(made.cache) < 10
+    made.cache.clear()
+    assert core.kv_free_tokens() == 12 * 64
 
 
 def test_too_long_a_text_is_refused() -> None:

@@ -176,6 +176,19 @@ def test_threads_change_no_bit(model: SparseModel) -> None:
     assert (one == four).all()
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_refused_number_of_threads_changes_nothing(model: SparseModel, sparse: bool) -> None:
+    options = _core.SparseOptions([20] * 2, 50)
+    engine = model.sparse(options, threads=2) if sparse else model.dense(threads=2)
+    want = run(engine, [1, 2, 3], [4, 5])
+    with pytest.raises(UsageError, match="threads must be between 1 and 1024, got 5000"):
+        engine.set_threads(5000)
+    assert engine.threads == 2 and engine.stats["scratch_bytes"] > 0
+    assert (run(engine, [1, 2, 3], [4, 5]) == want).all()
+    engine.set_threads(3)
+    assert engine.threads == 3 and (run(engine, [1, 2, 3], [4, 5]) == want).all()
+
+
 def test_batch_of_sequences(model: SparseModel) -> None:
     engine = model.sparse(options(50, 100))
     seqs = [engine.sequence_new() for _ in range(3)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from hotset import LLM, _core
+from hotset.engine import trace
 from hotset.engine.trace import Trace
 from hotset.errors import StorageError, UsageError
 from tests.sparse_models import make_sparse_model, run, tiny_config
@@ -162,3 +166,45 @@ def test_one_at_a_time_and_only_where_one_can_write(tmp_path: Path) -> None:
     with Trace(tmp_path / "c.json"):
         pass
     assert events_of(tmp_path / "c.json")
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What is written beyond fails as on a full drive, the last write in its middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 7, 16, 100, 5000])
+def test_a_full_drive_ends_the_timeline_but_no_answer(
+    stories_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(trace, "_ENOUGH", 0.0)  # it is written after every step
+    path = tmp_path / "t.json"
+    with LLM(stories_store, threads=2) as llm:
+        want = llm.generate("Once upon a time", max_tokens=20, temperature=0).tokens
+    llm = LLM(stories_store, threads=2, trace=path)
+    llm.generate("Once", max_tokens=5, temperature=0, ignore_eos=True)
+    assert llm._trace is not None
+    with files_of_at_most(llm._trace._raw.seek(0, 2) + room):
+        assert llm.generate("Once upon a time", max_tokens=20, temperature=0).tokens == want
+    with pytest.raises(StorageError, match=rf"the trace {path} ends early: File too large; free some space"):
+        llm.close()
+    llm.close()  # a second time does nothing
+    events = events_of(path)  # whole up to there
+    check_nesting(spans_of(events, stepper(events)))
+    assert 5 <= sum(e["name"] == "step" for e in events if e["ph"] == "X") < 25
+    with Trace(tmp_path / "b.json"):
+        pass
+
+
+def test_a_drive_that_is_full_at_the_end_is_told(tmp_path: Path) -> None:
+    recorded = Trace(tmp_path / "t.json")
+    with files_of_at_most(100), pytest.raises(StorageError, match=r"cannot write the trace .*t\.json: File too large"):
+        recorded.close()
+    with Trace(tmp_path / "b.json"):
+        pass

@@ -18,7 +18,9 @@ MIB = 1 << 20
 _DEFAULT_CONTEXT = 8192
 _LEAST_CONTEXT = 512  # tokens; below this a model is of little use, so it is not chosen silently
 _STEP_SIZES = (512, 256, 128, 64)  # tokens computed at once: fewer need less scratch memory but prefill slower
-# Logit rows of one step (score.py), thread stacks, KV page tables, growth of Python's heap while running.
+_TILE = 16  # rows that native/model/linear.cc computes together
+_MOST_LOGITS = 32 * MIB  # of one step, which `scratch_bytes` counts a tile of, and the reserve the rest
+# Logit rows of one step, thread stacks, KV page tables, samplers, growth of Python's heap while running.
 RESERVE = 64 * MIB
 _NO_LIMIT = 1 << 62
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -73,6 +75,11 @@ def kv_bytes(config: ModelConfig, kv: KvType, tokens: int) -> int:
     return -(-tokens // PAGE) * page * len(config.layers) * config.kv_heads
 
 
+def logit_rows(vocab: int, max_step_tokens: int) -> int:
+    """Most rows of logits that a step may ask for: the memory of each is 4 bytes for every token of the vocabulary."""
+    return min(max_step_tokens, max(1, _MOST_LOGITS // (4 * vocab * _TILE)) * _TILE)
+
+
 def scratch_bytes(config: ModelConfig, max_step_tokens: int) -> int:
     """Activations of one step: upper bound of native/model/forward.cc, logits of 16 rows included."""
     heads, kv_heads = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -80,7 +87,7 @@ def scratch_bytes(config: ModelConfig, max_step_tokens: int) -> int:
     quantized = [config.hidden, heads, config.ffn]
     row = 4 * sum(map(_padded, floats)) + sum(_padded(n) * 5 // 4 for n in quantized)
     buffers = len(floats) + len(quantized) + 1
-    return max_step_tokens * row + 16 * 4 * _padded(config.vocab) + buffers * 2 * MIB  # each ends on a huge page
+    return max_step_tokens * row + _TILE * 4 * _padded(config.vocab) + buffers * 2 * MIB  # each ends on a huge page
 
 
 def room_for_neurons(

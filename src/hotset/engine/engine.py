@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 
 from hotset.engine.backend import Core, Decoder, DrawFactory
+from hotset.engine.budget import logit_rows
 from hotset.engine.lock import FairLock
 from hotset.engine.output import Chunk, TokenLogprob
 from hotset.engine.prefix_cache import PrefixCache
@@ -20,9 +21,6 @@ from hotset.engine.speculate import Speculator
 from hotset.engine.stops import StopMatcher
 from hotset.errors import InputError, MemoryBudgetError, UsageError
 from hotset.params import SamplingParams, sample_seed
-
-# Logits of one step, in bytes: float32 rows of the whole vocabulary add up fast.
-_MOST_LOGIT_BYTES = 32 << 20
 
 
 class Engine:
@@ -55,9 +53,10 @@ class Engine:
         self._lent = Revocable(core)
         core = cast(Core, self._lent)
         self.core, self.vocab, self.context, self.max_step_tokens = core, vocab, context, max_step_tokens
+        self.most_logit_rows = logit_rows(vocab, max_step_tokens)  # of one step
         self._draw_factory, self._make_decoder, self._token_text = draw_factory, make_decoder, token_text
         self.cache = PrefixCache(core)
-        self._scheduler = Scheduler(core, self.cache, max_step_tokens, reuse=reuse)
+        self._scheduler = Scheduler(core, self.cache, max_step_tokens, self.most_logit_rows, reuse=reuse)
         self.lock = FairLock()
         self._watch, self._after_step, self._counters = watch, after_step, counters
         self.speculator = Speculator(core, context, self.most_logit_rows, after_step) if drafts else None
@@ -202,17 +201,21 @@ class Engine:
         """Draws from all rows of logits; at the end of a prompt, for all its samples from the same row."""
         row = 0
         for part in slices:
-            leader = part.sequence
-            siblings = [] if leader.chunks or leader.index else self._fork_siblings(leader)
-            try:
-                if leader.chunks:
-                    self._draw_drafted(part, row)
-                else:
-                    for sequence in (leader, *siblings):
-                        self._draw_one(sequence, row)
-            except Exception as error:  # of this request alone, e.g. NaN logits
-                self._fail(leader.request, error)
+            if part.sequence.request.error is None:  # else a sample before this one failed and ended both
+                self._draw_part(part, row)
             row += 1 + len(part.draft)
+
+    def _draw_part(self, part: Slice, row: int) -> None:
+        leader = part.sequence
+        siblings = [] if leader.chunks or leader.index else self._fork_siblings(leader)
+        try:
+            if leader.chunks:
+                self._draw_drafted(part, row)
+            else:
+                for sequence in (leader, *siblings):
+                    self._draw_one(sequence, row)
+        except Exception as error:  # of this request alone, e.g. NaN logits
+            self._fail(leader.request, error)
 
     def _draw_drafted(self, part: Slice, row: int) -> None:
         """Draws after each token of a draft, as long as the draft said what would be drawn."""
@@ -278,11 +281,6 @@ class Engine:
             sequence.finish_reason = "length"
             text += sequence.stops.push(sequence.decoder.flush())[0] + sequence.stops.flush()
         return text, None
-
-    @property
-    def most_logit_rows(self) -> int:
-        """Of one step: each row is as wide as the vocabulary."""
-        return min(self.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * self.vocab)))
 
     def _end(self, sequence: Sequence, *, keep: bool) -> None:
         if sequence in self._scheduler.active:

@@ -11,7 +11,6 @@ from hotset.engine.backend import PAGE
 from hotset.engine.engine import Engine
 from hotset.errors import InputError
 
-_MOST_LOGIT_BYTES = 64 << 20  # of one step: float32 rows of the whole vocabulary add up fast
 _NONE, _ALL = 0, 2  # of `want`
 
 
@@ -65,8 +64,10 @@ def likelihoods(
 def _in_batches(engine: Engine, groups: Sequence[Sequence[Continuation]], single: bool) -> Iterator[list[Likelihood]]:
     done = 0
     while done < len(groups):
-        count = _fitting(engine, groups[done:])
-        yield from _batch(engine, groups[done : done + count], single)
+        with engine.lock:  # not while the caller has the word; what is below must not ask for it again
+            count = _fitting(engine, groups[done:])
+            found = _batch(engine, groups[done : done + count], single)
+        yield from found
         done += count
 
 
@@ -116,24 +117,22 @@ def _shared(group: Sequence[Continuation]) -> int:
 def _batch(engine: Engine, groups: Sequence[Sequence[Continuation]], single: bool) -> list[list[Likelihood]]:
     handles: list[int] = []
     try:
-        with engine.lock:
-            roots = []
-            for group in groups:
-                handles.append(engine.core.sequence_new())
-                longest = max(len(c.tokens) for c in group)
-                roots.append(_Job(handles[-1], longest, group[0].tokens[: _shared(group)]))
-            _run(engine, [job for job in roots if job.tokens], engine.max_step_tokens)
-            jobs: list[list[_Job]] = []
-            for root, group in zip(roots, groups, strict=True):
-                jobs.append([])
-                start = len(root.tokens)
-                for c in group:
-                    handle = root.handle  # one alone goes on where its beginning ended
-                    if len(group) > 1:
-                        handles.append(handle := engine.core.sequence_fork(root.handle))
-                    jobs[-1].append(_Job(handle, len(c.tokens), c.tokens[start:-1], c.tokens[start + 1 :]))
-            rows = min(engine.max_step_tokens, max(16, _MOST_LOGIT_BYTES // (4 * engine.vocab)))
-            _run(engine, [job for some in jobs for job in some], 1 if single else rows)
+        roots = []
+        for group in groups:
+            handles.append(engine.core.sequence_new())
+            longest = max(len(c.tokens) for c in group)
+            roots.append(_Job(handles[-1], longest, group[0].tokens[: _shared(group)]))
+        _run(engine, [job for job in roots if job.tokens], engine.max_step_tokens)
+        jobs: list[list[_Job]] = []
+        for root, group in zip(roots, groups, strict=True):
+            jobs.append([])
+            start = len(root.tokens)
+            for c in group:
+                handle = root.handle  # one alone goes on where its beginning ended
+                if len(group) > 1:
+                    handles.append(handle := engine.core.sequence_fork(root.handle))
+                jobs[-1].append(_Job(handle, len(c.tokens), c.tokens[start:-1], c.tokens[start + 1 :]))
+        _run(engine, [job for some in jobs for job in some], 1 if single else engine.most_logit_rows)
     finally:
         for handle in handles:
             engine.core.sequence_free(handle)

@@ -1,8 +1,9 @@
 """Decides which sequences compute how many tokens in the next step.
 
 Goals: a running answer gets its token in every step, whatever long prompt has just come; prompts fill the rest of the
-step in order of arrival; KV pages never run out in the middle of a step. If pages are short, first old prefixes go,
-then the youngest sequence gives its pages back and is computed again later. The oldest always advances, so all end.
+step in order of arrival; KV pages never run out in the middle of a step, and its logits fit their memory. If pages are
+short, first old prefixes go, then the youngest sequence gives its pages back and is computed again later. The oldest
+always advances, so all end.
 Source: chunked prefill mixed with decode (Sarathi-Serve, arXiv:2403.02310), preemption by recomputation
 (PagedAttention, arXiv:2309.06180).
 """
@@ -36,10 +37,13 @@ class Slice:
 
 
 class Scheduler:
-    def __init__(self, core: Core, cache: PrefixCache, max_step_tokens: int, *, reuse: bool = True) -> None:
-        """reuse: whether new prompts may begin with pages of finished sequences."""
+    def __init__(
+        self, core: Core, cache: PrefixCache, max_step_tokens: int, most_rows: int, *, reuse: bool = True
+    ) -> None:
+        """most_rows: of logits in a step, at most max_step_tokens. reuse: whether new prompts may begin with pages of
+        finished sequences."""
         self._core, self._cache = core, cache
-        self._max_step_tokens, self._reuse = max_step_tokens, reuse
+        self._max_step_tokens, self._most_rows, self._reuse = max_step_tokens, most_rows, reuse
         self._active: list[Sequence] = []  # in order of arrival; those without a handle wait
         self._turns = 0  # slices given out so far
 
@@ -69,15 +73,15 @@ class Scheduler:
         """
         prompts = [s for s in self._active if s.handle is None or s.pending > 1]
         answers = sorted((s for s in self._active if s not in prompts), key=lambda s: s.served)
-        if prompts:  # however many answers run, prompts keep an eighth of the step
-            answers = answers[: self._max_step_tokens - self._max_step_tokens // 8]
+        if prompts:  # however many answers run, prompts keep an eighth of the step, and of its rows
+            answers = answers[: self._most_rows - self._most_rows // 8]
         # If none of these has room, the oldest takes it from the others.
         return self._fill([*answers, *prompts]) or self._fill([s for s in self._active if s.handle is not None][:1])
 
     def _fill(self, sequences: list[Sequence]) -> list[Slice]:
-        """Gives each sequence, in this order, what it can use and what the step and the pages still hold."""
+        """Gives each sequence, in this order, what it can use and what step, pages and rows of logits still hold."""
         slices: list[Slice] = []
-        tokens, pages, full = self._max_step_tokens, 0, False
+        tokens, rows, pages, full = self._max_step_tokens, self._most_rows, 0, False
         for sequence in sequences:
             if tokens == 0:
                 break
@@ -85,14 +89,17 @@ class Scheduler:
                 full = full or not self._admit(sequence, pages)
                 if full:  # those who came later wait too
                     continue
-            count = min(tokens, sequence.pending)
+            # Without its last token a prompt needs no logits.
+            count = min(tokens, sequence.pending if rows else sequence.pending - 1)
+            if count == 0:
+                continue
             needed = _pages_needed(sequence, count)
             if not self._make_room(pages + needed, sequence, slices):
                 continue
             slices.append(Slice(sequence, count))
             self._turns += 1
             sequence.served = self._turns
-            tokens, pages = tokens - count, pages + needed
+            tokens, rows, pages = tokens - count, rows - slices[-1].rows, pages + needed
         return slices
 
     def _admit(self, sequence: Sequence, pages: int) -> bool:

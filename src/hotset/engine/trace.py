@@ -42,24 +42,32 @@ class Trace:
         self.path = Path(path).expanduser()
         self._raw = self._open_beside()
         Trace._running = True
-        self._lost = 0
+        self._lost, self._whole = 0, 0  # events; bytes of whole records
+        self._full: OSError | None = None  # why nothing is recorded any more
         self._threads: dict[int, str] = {}
         _core.trace_take()  # what an earlier trace left
         self._start = _core.trace_now()
         _core.trace_enable(True)
 
     def flush(self, *, force: bool = False) -> None:
-        """Empties the rings if they have filled up, or by `force`."""
-        if not force and _core.trace_filled() < _ENOUGH:
+        """Empties the rings if they have filled up, or by `force`.
+
+        If the drive is full, the timeline ends there, and `close` says so: no answer fails for it.
+        """
+        if self._full is not None or (not force and _core.trace_filled() < _ENOUGH):
             return
-        for thread, name, lost, events in _core.trace_take():
-            self._threads[thread] = name
-            self._lost += lost
-            np.array([thread, len(events)], np.uint64).tofile(self._raw)
-            events.tofile(self._raw)
+        try:
+            for thread, name, lost, events in _core.trace_take():
+                self._threads[thread] = name
+                self._lost += lost
+                self._append(thread, events)
+        except OSError as error:
+            self._full = error
+            self._raw.truncate(self._whole)
+            _core.trace_enable(False)
 
     def close(self) -> None:
-        """Writes the file; a second call does nothing."""
+        """Writes the file; a second call does nothing. Raises: StorageError if it is not whole."""
         if self._raw.closed:
             return
         _core.trace_enable(False)
@@ -69,9 +77,15 @@ class Trace:
             with self.path.open("w") as out:
                 self._write(out)
         except OSError as error:
-            raise StorageError(f"cannot write the trace {self.path}: {error.strerror}") from None
+            raise StorageError(
+                f"cannot write the trace {self.path}: {error.strerror}; free some space or name a file elsewhere"
+            ) from None
         finally:
             self._raw.close()
+        if self._full is not None:
+            raise StorageError(
+                f"the trace {self.path} ends early: {self._full.strerror}; free some space or name a file elsewhere"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -79,10 +93,18 @@ class Trace:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _append(self, thread: int, events: Events) -> None:
+        """One record. Not by NumPy's tofile, which is silent about what its buffer could not write."""
+        record = memoryview(np.array([thread, len(events)], np.uint64).tobytes() + events.tobytes())
+        self._raw.seek(self._whole)
+        while record:
+            record = record[self._raw.write(record) :]
+        self._whole = self._raw.tell()
+
     def _open_beside(self) -> IO[bytes]:
         try:
             self.path.open("a").close()
-            return tempfile.TemporaryFile(dir=self.path.parent)
+            return tempfile.TemporaryFile(dir=self.path.parent, buffering=0)
         except OSError as error:
             raise StorageError(
                 f"cannot write the trace {self.path}: {error.strerror}; name a file in a folder that you may write to"
@@ -109,8 +131,8 @@ class Trace:
 
     def _records(self) -> Iterator[tuple[int, Events]]:
         self._raw.seek(0)
-        while (header := np.fromfile(self._raw, np.uint64, 2)).size:
-            thread, count = header.tolist()
+        while self._raw.tell() < self._whole:
+            thread, count = np.fromfile(self._raw, np.uint64, 2).tolist()
             yield thread, np.fromfile(self._raw, np.uint64, count * _COLUMNS).reshape(count, _COLUMNS)
 
 

@@ -14,7 +14,7 @@ _RING = 8  # pieces in flight
 _TILE = 16  # rows of scores
 # Of every neuron: place in the cache, and checksums with and without gate.
 _TABLE_BYTES = 4 + 4 + 4
-_SLOT_BYTES = 8 + 8 + 4  # owner, links and time of use of a cold slot
+_SLOT_BYTES = 8 + 8 + 8  # owner, links and time of use of a cold slot
 _RING_MORE, _MOST_RING = 4, 32  # pieces of gates in memory, those of a layer and more: native/pipeline/gate_stream.cc
 _READ_BYTES = 1 << 20  # about as much of a piece is one request, native/pipeline/layer_stream.cc
 _BOUNCES = 64  # buffers of reads that go as one request, native/io/backend.h
