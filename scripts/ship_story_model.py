@@ -111,9 +111,9 @@ def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
             for layer, zeros in enumerate(zip(*(entry["zeros"] for entry in trained), strict=True)):
                 right.plot(tokens, zeros, label=f"layer {layer}")
     left.set(xlabel="million tokens", ylabel="loss", title="training loss")
-    right.set(xlabel="million tokens", ylabel="share of neurons", title="zeros of dReLU", ylim=(0.5, 1))
+    right.set(xlabel="million tokens", ylabel="share of neurons", title="zeros of dReLU", ylim=(0.4, 1))
     left.legend()
-    right.legend()
+    right.legend(loc="lower right")
     figure.savefig(path)
 
 
