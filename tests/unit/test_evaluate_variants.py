@@ -94,7 +94,7 @@ def test_what_another_plan_found_is_not_taken(
     assert len([*journals.iterdir()]) == 1
     evaluate([PREDICTED], text)
     assert len([*journals.iterdir()]) == 1
-    small = Host(100 * MIB, 1200 * MIB // 10)
+    small = Host(100 * MIB, 1225 * MIB // 10)
     with monkeypatch.context() as little:
         little.setattr(planning, "Host", Namespace(measure=lambda: small))
         evaluate([PREDICTED], text)

@@ -105,12 +105,12 @@ def test_drafts_give_up_what_makes_most_exact_tokens_a_second(
 
 def test_a_loss_is_used_where_that_is_faster(story: Store, trained: Predictors) -> None:
     found = choices(story, trained, RANDOM, ROOM)
-    best, exact = found.within(0.02, draft=True), found.exact(None)
+    best, exact = found.within(0.1, draft=True), found.exact(None)
     assert not best.drafts and best.speed is not None and exact.speed is not None and best.speed > exact.speed
     # Without a probe nobody knows what is faster, and less is read where neurons are left out.
     unknown = choices(story, trained, RANDOM, ROOM)
     unknown = replace(unknown, host=replace(unknown.host, rates=None))
-    assert not unknown.within(0.02, draft=True).drafts and unknown.exact(None).drafts
+    assert not unknown.within(0.1, draft=True).drafts and unknown.exact(None).drafts
 
 
 def test_what_the_user_chose_is_not_drafted_unless_exact(story: Store, trained: Predictors) -> None:
@@ -138,9 +138,9 @@ def test_a_plan_says_what_it_took(story: Store, tight: int, tmp_path: Path) -> N
     assert "nothing is lost" in " ".join(plan.notes) and "(exact, for drafts)" in "\n".join(table(plan))
     alone = make_plan(story, resolve(story.config), replace(wishes, draft=False))
     assert alone.predictor == "gate" and alone.exact and not alone.drafts and "gate (exact)" in "\n".join(table(alone))
-    other = make_plan(story, resolve(story.config), replace(wishes, loss=0.02))
+    other = make_plan(story, resolve(story.config), replace(wishes, loss=0.1, draft=False))
     assert not other.drafts and not other.exact
-    assert "nothing is lost" not in " ".join(other.notes) and "(predicted, loss at most 2.00%)" in "\n".join(
+    assert "nothing is lost" not in " ".join(other.notes) and "(predicted, loss at most 10.00%)" in "\n".join(
         table(other)
     )
 
@@ -151,7 +151,7 @@ def test_a_plan_says_what_it_took(story: Store, tight: int, tmp_path: Path) -> N
             done = llm.generate("Once upon a time", max_tokens=40, temperature=0, ignore_eos=True)
             told[name] = llm.mode, done.stats.drafted > 0, done.tokens, lines(run_stats(llm, done))
     assert told["drafted"][:2] == ("exact, drafted", True) and told["not drafted"][:2] == ("exact", False)
-    assert told["predicted"][:2] == ("predicted within a loss of 2%", False)
+    assert told["predicted"][:2] == ("predicted within a loss of 10%", False)
     assert told["drafted"][2] == told["not drafted"][2], "drafts change no token"
     for name, mode in (("drafted", "exact, drafted"), ("not drafted", "exact"), ("predicted", "predicted within")):
         assert any(line.startswith(f"mode     {mode}") for line in told[name][3])
@@ -170,7 +170,7 @@ def test_the_benchmark_drafts_where_the_plan_does(story: Store, tight: int, foll
 def test_evaluations_see_what_predictors_lose(story: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with so little memory that drafts would be taken."""
     monkeypatch.setattr("hotset.tools.plan.host_rates", lambda _: ORDERED)
-    small = Memory(100 * MIB, 1200 * MIB // 10)
+    small = Memory(100 * MIB, 1225 * MIB // 10)
     monkeypatch.setattr("hotset.tools.plan.Host", Namespace(measure=lambda: small))
     assert make_plan(story, resolve(story.config), Wishes(predict="auto")).drafts
     with opened(Variant("predicted", str(story.path), predicted=True), story.path, None) as llm:

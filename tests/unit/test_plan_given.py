@@ -89,7 +89,7 @@ def test_the_budget_that_a_plan_was_made_for_holds(story: Store, edited: Callabl
     plan = made(story, predictor="low-rank", hot=10, cold_slots=0, predict="auto")
     own = replace(plan, made_for=replace(plan.made_for, memory=plan.bytes))
     with pytest.raises(MemoryBudgetError, match=f"the budget is {plan.bytes}:"):
-        plan_for(story, resolve(story.config), Wishes(), file=edited(own, spill=1500))
+        plan_for(story, resolve(story.config), Wishes(), file=edited(own, hot=[40] * 5))
     assert plan_for(story, resolve(story.config), Wishes(), file=edited(own)) == own
 
 

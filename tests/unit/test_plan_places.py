@@ -116,13 +116,13 @@ def read(story: Store, plan: Plan, text: list[int], file: Path) -> float:
     ("room", "energy", "usual", "crowded"),
     [
         (1.2, 2e-4, True, True),
-        (1.2, 2.5e-3, True, False),
-        (1.8, 2e-4, True, True),
-        (1.8, 3e-4, False, False),
-        (1.8, 2.5e-3, True, False),
-        (2.4, 2e-4, False, False),
-        (2.4, 2.5e-3, True, False),
-        (3.0, 8e-4, True, False),
+        (1.2, 1e-2, True, False),
+        (1.8, 2.5e-3, True, True),
+        (1.8, 5e-3, True, False),
+        (2.4, 8e-4, True, True),
+        (2.4, 2.5e-3, False, False),
+        (3.0, 2.5e-3, True, False),
+        (3.6, 8e-4, False, False),
     ],
 )
 def test_plans_know_where_the_engine_leaves_neurons_out(
@@ -151,13 +151,13 @@ def test_plans_know_where_the_engine_leaves_neurons_out(
 
 def test_plans_have_more_places_or_say_that_more_is_lost(story: Store, trained: Predictors) -> None:
     given = {"predictor": "low-rank", "hot": 0, "cold_slots": 0}
-    plan = make_plan(story, resolve(story.config), Wishes(predict="auto", loss=0.02, context=256), given)
+    plan = make_plan(story, resolve(story.config), Wishes(predict="auto", loss=0.1, context=256), given)
     assert plan.spill is not None and 1536 // 4 < plan.spill < 1536 and "more is lost" not in " ".join(plan.notes)
     assert plan.memory["spill"] == 2 * plan.spill * 1024, "of two layers, bundles of 1 KiB"
     short = choices(story, trained, 1.2)
-    found = short.within(0.02, draft=False)
+    found = short.within(0.1, draft=False)
     assert found.placement.predictor == "low-rank", "nothing else fits"
     assert "more is lost than is allowed" in " ".join(short.remarks(found))
-    fine = choices(story, trained, 1.8)
-    assert not list(fine.remarks(fine.within(0.02, draft=False)))
+    fine = choices(story, trained, 2.4)
+    assert not list(fine.remarks(found := fine.within(0.1, draft=False))) and found.placement.predictor == "low-rank"
     assert fine.within(0.001, draft=False).placement.predictor == "all", "places for so many do not fit"
