@@ -40,6 +40,11 @@ def test_settings_that_no_run_can_have(changes: dict[str, object], said: str) ->
         settings(**changes).check()
 
 
+def test_a_single_step_may_ask_for_zeros() -> None:
+    """Behind a first stage, which has them already."""
+    settings(zeros=0.85, steps=1, ffn_sequences=10).check()
+
+
 def test_random_weights_may_learn_from_a_teacher() -> None:
     settings(distill=0.5, from_scratch=True, teacher="other").check()
 

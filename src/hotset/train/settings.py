@@ -104,7 +104,7 @@ class Settings:
             raise UsageError("--zeros and --ffn-tokens are for a new activation, and --activation keep has the old one")
         if self.ffn_sequences and self.from_scratch:
             raise UsageError("--ffn-tokens learns from the original's FFNs, and --from-scratch has none; drop one")
-        if self.zeros and self.swap_steps >= self.steps - 1:
+        if self.zeros and self.swap_steps and self.swap_steps >= self.steps - 1:
             raise UsageError(
                 f"--zeros pulls when --swap-steps (is {self.swap_steps}) are over, and the run has {self.steps} steps; "
                 "want fewer of them"
