@@ -78,6 +78,7 @@ def test_a_stream_left_early_does_not_block_what_is_scored(llm: LLM, use: Callab
     for _ in llm.stream(PROMPT, max_tokens=400):
         break
     use(llm)
+    assert not llm.engine._scheduler.active
 
 
 def fail_for(monkeypatch: pytest.MonkeyPatch, llm: LLM, prompt: str, after: int) -> None:
