@@ -112,7 +112,7 @@ def test_a_plan_for_what_is_free_is_not_held_against_the_process(
     plan = make_plan(story, model, wishes)
     write_plan(plan, file := tmp_path / "plan.json")
     taken = plan.bytes - plan.memory["process"]
-    for limit, fits in ((taken, True), (taken - 1, False)):
+    for limit, fits in ((taken, True), (taken - 4095, True), (taken - (1 << 17), False)):  # limits are whole pages
         host = replace(small, limit=limit)
         monkeypatch.setattr(Host, "measure", lambda host=host: host)
         if fits:

@@ -23,6 +23,7 @@ _MOST_LOGITS = 32 * MIB  # of one step, which `scratch_bytes` counts a tile of, 
 # Logit rows of one step, thread stacks, KV page tables, samplers, growth of Python's heap while running.
 RESERVE = 64 * MIB
 _NO_LIMIT = 1 << 62
+_PAGES = 64 * 1024  # limits are whole pages, of 64 KiB at most, so one set to the budget may be that much smaller
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
@@ -150,7 +151,7 @@ def check_limit(taken: int, host: Host, memory: int | None) -> None:
 
     taken: bytes, those of the process included. Raises MemoryBudgetError.
     """
-    if taken > host.limit:
+    if taken > host.limit + _PAGES:
         budget = "" if memory is None else f" within the budget of {_mib(memory)}"
         raise MemoryBudgetError(
             f"the model would take {_mib(taken)}{budget}, and this machine or its cgroup grants {_mib(host.limit)} in "
